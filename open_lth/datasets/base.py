@@ -26,6 +26,10 @@ class Dataset(abc.ABC, torch.utils.data.Dataset):
     @abc.abstractmethod
     def num_classes(): pass
 
+    @classmethod
+    def find(cls):
+        """Raises UserError unless the data are on this machine or can be downloaded now. Reads no images."""
+
     @staticmethod
     @abc.abstractmethod
     def get_train_set(use_augmentation): pass

@@ -31,6 +31,16 @@ class Dataset(base.ImageDataset):
     @staticmethod
     def num_classes(): return 10
 
+    @classmethod
+    def find(cls):
+        """The folder of the six batch files."""
+        root = os.path.join(get_platform().dataset_root, 'cifar10')
+        return files.find_or_download(
+            [os.path.join(root, 'cifar-10-batches-py')], _TRAIN_FILES + _TEST_FILES,
+            lambda: CIFAR10(root, download=True), 'cifar10',
+            f'Get cifar-10-python.tar.gz from the CIFAR-10 home page and unpack it in {root}, '
+            'or give --dataset_root=FOLDER whose cifar10 folder holds it.')
+
     @staticmethod
     def get_train_set(use_augmentation):
         augment = [torchvision.transforms.RandomHorizontalFlip(), torchvision.transforms.RandomCrop(32, 4)]
@@ -49,11 +59,6 @@ class Dataset(base.ImageDataset):
 
 
 def _load(names):
-    root = os.path.join(get_platform().dataset_root, 'cifar10')
-    folder = files.find_or_download(
-        [os.path.join(root, 'cifar-10-batches-py')], _TRAIN_FILES + _TEST_FILES,
-        lambda: CIFAR10(root, download=True), 'cifar10',
-        f'Get cifar-10-python.tar.gz from the CIFAR-10 home page and unpack it in {root}, '
-        'or give --dataset_root=FOLDER whose cifar10 folder holds it.')
+    folder = Dataset.find()
     images, labels = zip(*(files.read_cifar_batch(os.path.join(folder, name)) for name in names))
     return np.concatenate(images), np.concatenate(labels)

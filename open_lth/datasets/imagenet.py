@@ -34,6 +34,11 @@ class Dataset(base.ImageDataset):
     @staticmethod
     def num_classes(): return 1000
 
+    @classmethod
+    def find(cls):
+        """The class folders of both splits."""
+        return [_class_folders(split) for split in ('train', 'val')]
+
     @staticmethod
     def get_train_set(use_augmentation):
         augment = [torchvision.transforms.RandomResizedCrop(224, scale=(0.1, 1.0), ratio=(0.8, 1.25)),
@@ -66,10 +71,14 @@ def list_class_folders(root, what):
     return folders
 
 
+def _class_folders(split):
+    root = os.path.join(require_folder(get_platform().imagenet_root, 'imagenet_root', 'imagenet'), split)
+    return list_class_folders(root, 'imagenet')
+
+
 def _list_examples(split):
     platform = get_platform()
-    root = os.path.join(require_folder(platform.imagenet_root, 'imagenet_root', 'imagenet'), split)
-    folders = list_class_folders(root, 'imagenet')
+    folders = _class_folders(split)
 
     def list_images(folder):
         return [os.path.join(folder, name) for name in sorted(platform.listdir(folder))

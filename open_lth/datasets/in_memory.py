@@ -106,7 +106,7 @@ class DataLoader:
     def _augment(self, index_B, flip_B, top_B, left_B):
         """uint8 images of shape [B, C, H, W]: flipped, then cropped out of their padded selves."""
         if flip_B is None and top_B is None:
-            return self._padded_NCHW[index_B]
+            return self._padded_NCHW.index_select(0, index_B)
         _, channels, padded_height, padded_width = self._padded_NCHW.shape
         zeros_B = torch.zeros_like(index_B)
         row_BH = _window(zeros_B if top_B is None else top_B, padded_height - 2 * self._padding)

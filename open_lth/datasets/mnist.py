@@ -46,10 +46,15 @@ class Dataset(base.ImageDataset):
         return cls._load('t10k')
 
     @classmethod
-    def _load(cls, split):
+    def find(cls):
+        """The folder of the four files."""
         names = [f'{part}-{kind}-ubyte' for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
-        folder = files.find_or_download(cls.folders(), names, cls.download,
-                                        cls.__module__.rpartition('.')[2], cls.WHERE_TO_GET)
+        return files.find_or_download(cls.folders(), names, cls.download,
+                                      cls.__module__.rpartition('.')[2], cls.WHERE_TO_GET)
+
+    @classmethod
+    def _load(cls, split):
+        folder = cls.find()
         images = files.read_idx(folder, f'{split}-images-idx3-ubyte')
         labels = files.read_idx(folder, f'{split}-labels-idx1-ubyte').astype('int64')
         return cls(images, labels)

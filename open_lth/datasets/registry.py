@@ -14,7 +14,7 @@ registered_datasets = LazyRegistry({
 
 def get(dataset_hparams, train=True):
     """The loader of the training or test set; UserError for unknown names or impossible values."""
-    from open_lth.datasets import base, in_memory
+    from open_lth.datasets import in_memory
     validate(dataset_hparams)
     dataset_class = _dataset_class(dataset_hparams)
     seed = dataset_hparams.transformation_seed or 0
@@ -39,6 +39,12 @@ def get(dataset_hparams, train=True):
         return in_memory.DataLoader(dataset, dataset_hparams.batch_size)
     module = registered_datasets[dataset_hparams.dataset_name]
     return module.DataLoader(dataset, dataset_hparams.batch_size, platform.num_workers)
+
+
+def find(dataset_hparams):
+    """Raises UserError unless the data are on this machine or can be downloaded now; reads no images."""
+    validate(dataset_hparams)
+    _dataset_class(dataset_hparams).find()
 
 
 def iterations_per_epoch(dataset_hparams):

@@ -31,6 +31,14 @@ class Dataset(base.ImageDataset):
     def num_classes(): return 200
 
     @classmethod
+    def find(cls):
+        """The class folders of the training set and the file with the test labels."""
+        annotations = os.path.join(_root(), 'val', 'val_annotations.txt')
+        if not get_platform().exists(annotations):
+            raise UserError(f'tinyimagenet: there is no {annotations}')
+        return imagenet.list_class_folders(os.path.join(_root(), 'train'), 'tinyimagenet'), annotations
+
+    @classmethod
     def get_train_set(cls, use_augmentation):
         return cls(*_list_train_examples(), cls.augmentation() if use_augmentation else _resize())
 
@@ -66,7 +74,8 @@ def _walk(folder):
 
 def _list_train_examples():
     paths, labels = [], []
-    for label, (_, folder) in enumerate(imagenet.list_class_folders(os.path.join(_root(), 'train'), 'tinyimagenet')):
+    class_folders, _ = Dataset.find()
+    for label, (_, folder) in enumerate(class_folders):
         images = list(_walk(folder))
         paths += images
         labels += [label] * len(images)
@@ -74,10 +83,8 @@ def _list_train_examples():
 
 
 def _list_test_examples():
-    folder = os.path.join(_root(), 'val')
-    annotations = os.path.join(folder, 'val_annotations.txt')
-    if not get_platform().exists(annotations):
-        raise UserError(f'tinyimagenet: there is no {annotations}')
+    _, annotations = Dataset.find()
+    folder = os.path.dirname(annotations)
     with get_platform().open(annotations) as fp:
         rows = [line.split()[:2] for line in fp if line.strip()]
     label_of = {name: label for label, name in enumerate(sorted({name for _, name in rows}))}

@@ -1,6 +1,5 @@
 """Hyperparameters as typed data: each dataclass field is a command-line flag and a part of the run's name."""
 
-import abc
 import argparse
 import copy
 from dataclasses import MISSING, dataclass, fields
@@ -11,7 +10,7 @@ _VALUE_TYPES = (str, float, int)
 
 
 @dataclass
-class Hparams(abc.ABC):
+class Hparams:
     """A bundle of hyperparameters.
 
     Subclasses are dataclasses that also hold `_name` and `_description` (title and text of the help group) and, for

@@ -16,7 +16,7 @@ class LazyRegistry(dict):
         return value
 
     def get(self, name, default=None):
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 (dict.get would not import)
 
     def values(self):
         return [self[name] for name in self]

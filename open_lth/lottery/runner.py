@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from open_lth.cli import shared_args
+from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.runner import Runner, print_frame, print_heading
 from open_lth.lottery.desc import LotteryDesc
@@ -67,6 +68,10 @@ class LotteryRunner(Runner):
         platform = get_platform()
         self._say(print_frame, f'Lottery Ticket Experiment (Replicate {self.replicate})', self.desc.display,
                   self._location(0))
+        if not all(is_finished(self._location(level), self.desc.train_end_step) for level in range(self.levels + 1)):
+            for hparams in (self.desc.pretrain_dataset_hparams, self.desc.dataset_hparams):
+                if hparams:
+                    datasets_registry.find(hparams)
         self.desc.save(self._location(0))
         if self.desc.pretrain_training_hparams:
             self._pretrain()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from open_lth.cli import shared_args
+from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations.runner import Runner, print_frame
 from open_lth.models import registry as models_registry
 from open_lth.platforms.platform import get_platform
@@ -48,8 +49,11 @@ class TrainingRunner(Runner):
     def run(self):
         if self.verbose and get_platform().is_primary_process:
             print_frame(f'Training a Model (Replicate {self.replicate})', self.desc.display, self._output_location)
+        finished = is_finished(self._output_location, self.desc.end_step)
+        if not finished:
+            datasets_registry.find(self.desc.dataset_hparams)
         self.desc.save(self._output_location)
-        if is_finished(self._output_location, self.desc.end_step):
+        if finished:
             return
         model = models_registry.get(self.desc.model_hparams, outputs=self.desc.train_outputs)
         standard_train(model, self._output_location, self.desc.dataset_hparams, self.desc.training_hparams,

@@ -2,17 +2,16 @@
 
 import contextlib
 
-import torch
-
 from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations import paths
+from open_lth.foundations.errors import UserError
 from open_lth.foundations.step import Step
 from open_lth.models import registry as models_registry
-from open_lth.models.base import DataParallel, DistributedDataParallel
 from open_lth.platforms.platform import get_platform
 from open_lth.training import checkpointing, optimizers, progress
 from open_lth.training.metric_logger import MetricLogger
 from open_lth.training.standard_callbacks import standard_callbacks
+from open_lth.training.stepper import Stepper
 
 
 def train(training_hparams, model, train_loader, output_location, callbacks=(), start_step=None, end_step=None,
@@ -22,33 +21,23 @@ def train(training_hparams, model, train_loader, output_location, callbacks=(), 
     Each callback runs before every iteration and once more at the end step. `bar` is a progress.Bar.
     """
     platform = get_platform()
-    device = platform.torch_device
     if platform.is_primary_process:
         platform.makedirs(output_location)
 
     iterations_per_epoch = train_loader.iterations_per_epoch
     optimizers.validate(training_hparams, iterations_per_epoch)
-    memory_format = torch.channels_last if training_hparams.channels_last else torch.preserve_format
-    model.to(device, memory_format=memory_format)
-    optimizer = optimizers.get_optimizer(training_hparams, model)
-    lr_schedule = optimizers.get_lr_schedule(training_hparams, optimizer, iterations_per_epoch)
-    amp = _Amp(training_hparams, optimizer, device)
-    if platform.is_distributed:
-        model = DistributedDataParallel(model, device_ids=[platform.rank])
-    elif platform.is_parallel:
-        model = DataParallel(model)
-
-    resumed_step, logger = checkpointing.restore_checkpoint(output_location, model, optimizer, iterations_per_epoch)
+    stepper = Stepper(training_hparams, model, iterations_per_epoch, platform.torch_device)
+    resumed_step, logger = checkpointing.restore_checkpoint(output_location, stepper.model, stepper.optimizer,
+                                                            iterations_per_epoch)
     start = resumed_step or start_step or Step.zero(iterations_per_epoch)
     end = end_step or Step.from_str(training_hparams.training_steps, iterations_per_epoch)
     logger = logger or MetricLogger()
-    optimizers.advance(lr_schedule, start.iteration)
+    optimizers.advance(stepper.lr_schedule, start.iteration)
     # Killed after the end step's checkpoint and before its weights: that step's callbacks are still to be run.
     unfinished = resumed_step is not None and start == end and not models_registry.exists(output_location, end)
     if end <= start and not unfinished:
         return
 
-    forward = torch.compile(model) if training_hparams.compile else model
     bar = bar or progress.NoBar()
     bar.start(start, end)
     with contextlib.closing(bar):
@@ -60,48 +49,12 @@ def train(training_hparams, model, train_loader, output_location, callbacks=(), 
                     continue
                 step = Step.from_epoch(ep, it, iterations_per_epoch)
                 for callback in callbacks:
-                    callback(output_location, step, model, optimizer, logger)
+                    callback(output_location, step, stepper.model, stepper.optimizer, logger)
                 if step == end:
                     return
-
-                examples = examples.to(device, memory_format=memory_format)
-                labels = labels.to(device)
-                optimizer.zero_grad()
-                model.train()
-                with amp.autocast():
-                    loss = model.loss_criterion(forward(examples), labels)
-                amp.backward_and_step(loss)
-                lr_schedule.step()
-                bar.update(step, len(labels), loss.detach(), logger)
+                loss = stepper.step(examples, labels)
+                bar.update(step, len(labels), loss, logger)
     platform.barrier()
-
-
-class _Amp:
-    """Automatic mixed precision as the hyperparameters ask; plain fp32 when they do not."""
-
-    def __init__(self, training_hparams, optimizer, device):
-        kind = 'fp16' if training_hparams.apex_fp16 else training_hparams.amp
-        self._dtype = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[kind]
-        self._optimizer = optimizer
-        self._device_type = device.type
-        if kind == 'fp16':
-            # The scaler travels with the optimiser, so that checkpoints find it.
-            optimizer.grad_scaler = torch.amp.GradScaler(device.type)
-
-    def autocast(self):
-        if self._dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device_type, dtype=self._dtype)
-
-    def backward_and_step(self, loss):
-        scaler = getattr(self._optimizer, 'grad_scaler', None)
-        if scaler is None:
-            loss.backward()
-            self._optimizer.step()
-        else:
-            scaler.scale(loss).backward()
-            scaler.step(self._optimizer)
-            scaler.update()
 
 
 def is_finished(output_location, end_step):
@@ -123,6 +76,11 @@ def standard_train(model, output_location, dataset_hparams, training_hparams, st
         return
 
     train_loader = datasets_registry.get(dataset_hparams, train=True)
+    if train_loader.iterations_per_epoch != iterations_per_epoch:
+        raise UserError(f'{dataset_hparams.dataset_name}: the training set on disk gives '
+                        f'{train_loader.iterations_per_epoch} iterations per epoch, the complete one '
+                        f'{iterations_per_epoch}. Files are missing or cut short; get the data set again. '
+                        '(To train on a part of it, use --subsample_fraction.)')
     test_loader = datasets_registry.get(dataset_hparams, train=False)
     bar = progress.Bar(title) if verbose and progress.on_terminal() else None
     callbacks = standard_callbacks(

@@ -1,0 +1,28 @@
+# make demo   a lottery experiment on real images, ending in a portfolio of smaller models (minutes, no GPU needed)
+# make test   everything the project promises, checked
+# Both set up .venv first. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	$(RUN) main.py lottery --default_hparams=cifar_vgg_5 --dataset_name=digits --levels=8 --pruning_fraction=0.5 \
+		--batch_size=32 --lr=0.05 --training_steps=3ep --milestone_steps=2ep --rewinding_steps=1ep --root=runs
+
+test: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
