@@ -1,6 +1,7 @@
 """What every command is: built from command-line arguments, then run."""
 
 import abc
+import sys
 
 _WIDTH = 82
 
@@ -39,5 +40,11 @@ def print_frame(title, display, output_location):
 
 
 def print_heading(title):
-    """Before each of several trainings."""
-    print('\n'.join(['-' * _WIDTH, title, '', '-' * _WIDTH]), flush=True)
+    """Before each of several trainings. On a terminal the progress bar has the title."""
+    if not on_terminal():
+        print('\n'.join(['-' * _WIDTH, title, '', '-' * _WIDTH]), flush=True)
+
+
+def on_terminal():
+    """Whether a person watches: then training shows a bar instead of lines."""
+    return sys.stdout.isatty() and sys.stderr.isatty()

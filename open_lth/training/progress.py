@@ -6,10 +6,6 @@ import time
 _REFRESH_S = 0.2
 
 
-def on_terminal():
-    return sys.stdout.isatty() and sys.stderr.isatty()
-
-
 class Bar:
     """One line: title, epoch, loss, last test accuracy, images/s, time left."""
 
@@ -21,8 +17,9 @@ class Bar:
         from tqdm import tqdm
         self._end_step = end_step
         self._num_images, self._since = 0, time.monotonic()
+        self._parts = []
         self._bar = tqdm(total=end_step.iteration, initial=start_step.iteration, desc=self._title, file=sys.stderr,
-                         dynamic_ncols=True, bar_format='{desc} |{bar:20}| {postfix} [{elapsed}, eta {remaining}]')
+                         dynamic_ncols=True, bar_format='{desc} |{bar:20}| {elapsed}, eta {remaining}')
 
     def update(self, step, num_images, loss, logger):
         """After each iteration. The loss is read from the device only when the line is drawn again."""
@@ -30,18 +27,20 @@ class Bar:
         self._num_images += num_images
         elapsed = time.monotonic() - self._since
         if elapsed >= _REFRESH_S or step.iteration + 1 == self._end_step.iteration:
-            parts = [f'ep {step.ep + 1}/{-(-self._end_step.iteration // step.iterations_per_epoch)}',
-                     f'loss {float(loss):.3f}', f'{self._num_images / elapsed:.0f} images/s']
-            accuracies = logger.get_data('test_accuracy')
-            if accuracies:
-                parts.append(f'test {100 * accuracies[-1][1]:.2f}%')
-            # tqdm puts ', ' before a postfix set the usual way; the format above wants it bare.
-            self._bar.postfix = '  '.join(parts)
-            self._bar.refresh()
+            self._parts = [f'ep {step.ep + 1}/{-(-self._end_step.iteration // step.iterations_per_epoch)}',
+                           f'loss {float(loss):.3f}', f'{self._num_images / elapsed:.0f} images/s']
             self._num_images, self._since = 0, time.monotonic()
+            self._draw(logger)
 
-    def close(self):
+    def _draw(self, logger):
+        accuracies = logger.get_data('test_accuracy')
+        test = [f'test {100 * accuracies[-1][1]:.2f}%'] if accuracies else []
+        self._bar.set_description_str('  '.join([self._title, *self._parts, *test]))
+
+    def close(self, logger):
+        """After the last evaluation, which the line left on the screen shows."""
         if self._bar is not None:
+            self._draw(logger)
             self._bar.close()
 
 
@@ -52,4 +51,4 @@ class NoBar:
 
     def update(self, step, num_images, loss, logger): pass
 
-    def close(self): pass
+    def close(self, logger): pass

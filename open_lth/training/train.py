@@ -1,10 +1,9 @@
 """The training loop."""
 
-import contextlib
-
 from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations import paths
 from open_lth.foundations.errors import UserError
+from open_lth.foundations.runner import on_terminal
 from open_lth.foundations.step import Step
 from open_lth.models import registry as models_registry
 from open_lth.platforms.platform import get_platform
@@ -40,7 +39,7 @@ def train(training_hparams, model, train_loader, output_location, callbacks=(), 
 
     bar = bar or progress.NoBar()
     bar.start(start, end)
-    with contextlib.closing(bar):
+    try:
         for ep in range(start.ep, end.ep + 1):
             seed = training_hparams.data_order_seed
             train_loader.shuffle(None if seed is None else seed + ep)
@@ -54,6 +53,8 @@ def train(training_hparams, model, train_loader, output_location, callbacks=(), 
                     return
                 loss = stepper.step(examples, labels)
                 bar.update(step, len(labels), loss, logger)
+    finally:
+        bar.close(logger)
     platform.barrier()
 
 
@@ -82,7 +83,7 @@ def standard_train(model, output_location, dataset_hparams, training_hparams, st
                         f'{iterations_per_epoch}. Files are missing or cut short; get the data set again. '
                         '(To train on a part of it, use --subsample_fraction.)')
     test_loader = datasets_registry.get(dataset_hparams, train=False)
-    bar = progress.Bar(title) if verbose and progress.on_terminal() else None
+    bar = progress.Bar(title) if verbose and on_terminal() else None
     callbacks = standard_callbacks(
         training_hparams, train_loader, test_loader, start_step=start_step, verbose=verbose and bar is None,
         evaluate_every_epoch=evaluate_every_epoch, weight_save_steps=weight_save_steps)
