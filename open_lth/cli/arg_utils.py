@@ -1,7 +1,6 @@
 """Looking at single arguments before the full parser can be built."""
 
 import argparse
-import sys
 
 
 def maybe_get_arg(arg_name, positional=False, position=0, boolean_arg=False):
@@ -9,23 +8,28 @@ def maybe_get_arg(arg_name, positional=False, position=0, boolean_arg=False):
 
     `position` is the place of a positional argument; `boolean_arg` makes it a flag without a value.
     """
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser = _Silent(add_help=False)
     if positional:
         for i in range(position):
             parser.add_argument(f'arg{i}')
-        # '?' instead of a required argument: a missing one is None, without argparse's usage lines on stderr.
-        parser.add_argument(arg_name, nargs='?')
+        parser.add_argument(arg_name)
     elif boolean_arg:
         parser.add_argument(f'--{arg_name}', action='store_true')
     else:
         parser.add_argument(f'--{arg_name}')
     try:
         args, _ = parser.parse_known_args()
-    except (Exception, SystemExit):
+    except _Unreadable:
         return None
     return getattr(args, arg_name, None)
 
 
-def script_name():
-    """What the user typed to start the program."""
-    return sys.argv[0]
+class _Unreadable(Exception):
+    pass
+
+
+class _Silent(argparse.ArgumentParser):
+    """Leaves it to the full parser to tell the user what is wrong."""
+
+    def error(self, message):
+        raise _Unreadable(message)

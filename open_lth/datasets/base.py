@@ -77,8 +77,11 @@ class Dataset(abc.ABC, torch.utils.data.Dataset):
 class ImageDataset(Dataset):
     """Examples are turned into PIL images, transformed, made tensors, transformed again.
 
+    IMAGE_SHAPE is (channels, height, width) of the result; None where it is not known beforehand.
     A joint transform maps (image, label) to (image, label). The lists are frozen at the first access.
     """
+
+    IMAGE_SHAPE = None
 
     @abc.abstractmethod
     def example_to_image(self, example):

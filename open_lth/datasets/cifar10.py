@@ -22,6 +22,8 @@ class CIFAR10(torchvision.datasets.CIFAR10):
 class Dataset(base.ImageDataset):
     """32x32 colour images. OpenLTH compatibility: they are normalised with ImageNet's constants."""
 
+    IMAGE_SHAPE = (3, 32, 32)
+
     @staticmethod
     def num_train_examples(): return 50000
 

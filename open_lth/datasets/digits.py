@@ -14,6 +14,8 @@ DataLoader = base.DataLoader
 
 
 class Dataset(base.ImageDataset):
+    IMAGE_SHAPE = (3, 32, 32)
+
     @staticmethod
     def num_train_examples(): return 1437
 

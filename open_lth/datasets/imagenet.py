@@ -25,6 +25,8 @@ def open_rgb(path):
 class Dataset(base.ImageDataset):
     """Examples are paths of JPEG files; a label is the rank of the class folder."""
 
+    IMAGE_SHAPE = (3, 224, 224)
+
     @staticmethod
     def num_train_examples(): return 1281167
 

@@ -16,6 +16,8 @@ class Dataset(base.ImageDataset):
 
     MEAN, STD = 0.1307, 0.3081
 
+    IMAGE_SHAPE = (1, 28, 28)
+
     @staticmethod
     def num_train_examples(): return 60000
 

@@ -41,6 +41,12 @@ def get(dataset_hparams, train=True):
     return module.DataLoader(dataset, dataset_hparams.batch_size, platform.num_workers)
 
 
+def image_shape(dataset_hparams):
+    """(channels, height, width) of the images served, or None where it is not known without the data."""
+    validate(dataset_hparams)
+    return getattr(_dataset_class(dataset_hparams), 'IMAGE_SHAPE', None)
+
+
 def find(dataset_hparams):
     """Raises UserError unless the data are on this machine or can be downloaded now; reads no images."""
     validate(dataset_hparams)
@@ -75,6 +81,8 @@ def validate(dataset_hparams):
         raise UserError('--subsample_fraction=0 leaves no examples')
     if dataset_hparams.unsupervised_labels not in (None, 'rotation'):
         raise UserError(f"no such unsupervised labels: {dataset_hparams.unsupervised_labels}. Known: rotation")
+    if not 0 <= (dataset_hparams.transformation_seed or 0) < 2**32 - 1:
+        raise UserError(f'--transformation_seed must be in [0, 2^32 - 2], not {dataset_hparams.transformation_seed}')
     if dataset_hparams.blur_factor is not None and dataset_hparams.blur_factor < 1:
         raise UserError(f'--blur_factor must be at least 1, not {dataset_hparams.blur_factor}')
 

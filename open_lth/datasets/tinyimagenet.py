@@ -21,6 +21,8 @@ class Dataset(base.ImageDataset):
         return [torchvision.transforms.RandomResizedCrop(64, scale=(0.1, 1.0), ratio=(0.8, 1.25)),
                 torchvision.transforms.RandomHorizontalFlip()]
 
+    IMAGE_SHAPE = (3, 64, 64)
+
     @staticmethod
     def num_train_examples(): return 100000
 

@@ -9,7 +9,6 @@ from open_lth.foundations.desc import Desc, join_run_path
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.hparams import DatasetHparams, ModelHparams, PruningHparams, TrainingHparams, check_fraction
 from open_lth.foundations.step import Step
-from open_lth.models import registry as models_registry
 from open_lth.pruning import registry as pruning_registry
 from open_lth.training import optimizers
 from open_lth.training.desc import TrainingDesc
@@ -79,8 +78,7 @@ class LotteryDesc(Desc):
 
     def validate(self):
         """Raises UserError for a hyperparameter that cannot be used; reads no data."""
-        models_registry.validate(self.model_hparams)
-        optimizers.validate(self.training_hparams, datasets_registry.iterations_per_epoch(self.dataset_hparams))
+        TrainingDesc(self.model_hparams, self.dataset_hparams, self.training_hparams).validate()
         if self.pretrain_training_hparams:
             optimizers.validate(self.pretrain_training_hparams,
                                 datasets_registry.iterations_per_epoch(self.pretrain_dataset_hparams))

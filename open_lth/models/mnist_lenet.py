@@ -4,7 +4,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from open_lth.models import base
+from open_lth.models import base, names
 
 
 class Model(base.Model):
@@ -37,7 +37,7 @@ class Model(base.Model):
         # OpenLTH compatibility: the second part may go on after 'lenet' ('mnist_lenetx_10').
         parts = model_name.split('_')
         return (model_name.startswith('mnist_lenet') and len(parts) > 2
-                and all(part.isdigit() and int(part) > 0 for part in parts[2:]))
+                and all(names.is_positive_int(part) for part in parts[2:]))
 
     @staticmethod
     def get_model_from_name(model_name, initializer, outputs=None):

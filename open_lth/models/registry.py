@@ -30,17 +30,21 @@ def get(model_hparams, outputs=None):
         initialize_batchnorm(module)
 
     model = _family(model_hparams.model_name).get_model_from_name(model_hparams.model_name, initializer, outputs)
+    _check_exceptions(model, model_hparams)
     _freeze(model, model_hparams)
     return model
+
+
+def _check_exceptions(model, model_hparams):
+    for name in (model_hparams.others_frozen_exceptions or '').split(','):
+        if name and name not in model.state_dict():
+            raise UserError(f'--others_frozen_exceptions: {model_hparams.model_name} has no {name}')
 
 
 def _freeze(model, model_hparams):
     batchnorm_names = {f'{name}.{kind}' for name, module in model.named_modules()
                        if isinstance(module, torch.nn.BatchNorm2d) for kind in ('weight', 'bias')}
     exceptions = (model_hparams.others_frozen_exceptions or '').split(',')
-    unknown = [name for name in exceptions if name and name not in model.state_dict()]
-    if unknown:
-        raise UserError(f'--others_frozen_exceptions: {model_hparams.model_name} has no {unknown[0]}')
     for name, parameter in model.named_parameters():
         if name in batchnorm_names:
             frozen = model_hparams.batchnorm_frozen
@@ -82,6 +86,17 @@ def get_default_hparams(model_name):
     defaults = _family(model_name).default_hparams()
     defaults.model_hparams.model_name = model_name
     return defaults
+
+
+def validate_fit(model_hparams, image_shape):
+    """Raises UserError unless the model can be built and takes images of this shape (channels, height, width)."""
+    with torch.device('meta'), torch.no_grad():  # shapes only: no memory, no random draws
+        model = get(model_hparams).eval()
+        try:
+            model(torch.empty(1, *image_shape))
+        except RuntimeError as e:
+            raise UserError(f'{model_hparams.model_name} does not take images of '
+                            f'{"x".join(map(str, image_shape))} ({str(e).splitlines()[0]})') from e
 
 
 def validate(model_hparams):

@@ -3,9 +3,10 @@
 import abc
 import contextlib
 from dataclasses import dataclass
+import io
 import os
 
-from open_lth.foundations.errors import CorruptFileError
+from open_lth.foundations.errors import CorruptFileError, UserError
 from open_lth.foundations.files import write_atomically
 from open_lth.foundations.hparams import Hparams
 from open_lth.platforms import platform as platform_module
@@ -27,6 +28,13 @@ class Platform(Hparams):
         super().add_args(parser, *args, **kwargs)
         # A branch with a --seed of its own takes this short name over; --global_seed always works.
         parser.add_argument('--seed', type=int, dest='global_seed', help='(optional: int) Short for --global_seed.')
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_workers < 0:
+            raise UserError(f'--num_workers must be 0 or more, not {self.num_workers}')
+        if not 0 <= (self.global_seed or 0) < 2**63:
+            raise UserError(f'--seed must be in [0, 2^63), not {self.global_seed}')
 
     # Devices and processes.
 
@@ -108,8 +116,10 @@ class Platform(Hparams):
     @staticmethod
     def save_model(obj, path, *args, **kwargs):
         import torch
+        buffer = io.BytesIO()  # torch, writing to a file itself, turns a full disk into an obscure error
+        torch.save(obj, buffer, *args, **kwargs)
         with write_atomically(path, 'wb') as fp:
-            torch.save(obj, fp, *args, **kwargs)
+            fp.write(buffer.getbuffer())
 
     @staticmethod
     def load_model(path, *args, **kwargs):
@@ -118,15 +128,14 @@ class Platform(Hparams):
         Raises FileNotFoundError when there is none, CorruptFileError when it is not such a file.
         """
         import torch
-        try:
-            with torch.serialization.safe_globals(_numpy_scalars()):
-                return torch.load(path, *args, weights_only=True, **kwargs)
-        except OSError:
-            raise
-        except Exception as e:  # torch raises many types for a damaged file; all mean the same to the user
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-            raise CorruptFileError(f'{path} is damaged or is not a torch file of tensors ({reason}). '
-                                   'Restore it, or delete it to have it made again.') from e
+        with open(path, 'rb') as fp:
+            try:
+                with torch.serialization.safe_globals(_numpy_scalars()):
+                    return torch.load(fp, *args, weights_only=True, **kwargs)
+            except Exception as e:  # torch raises many types for a damaged file; all mean the same to the user
+                reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+                raise CorruptFileError(f'{path} is damaged or is not a torch file of tensors ({reason}). '
+                                       'Restore it, or delete it to have it made again.') from e
 
     def run_job(self, f):
         """Calls f with this platform in force."""

@@ -38,6 +38,9 @@ class TrainingDesc(Desc):
         """Raises UserError for a hyperparameter that cannot be used; reads no data."""
         models_registry.validate(self.model_hparams)
         optimizers.validate(self.training_hparams, datasets_registry.iterations_per_epoch(self.dataset_hparams))
+        image_shape = datasets_registry.image_shape(self.dataset_hparams)
+        if image_shape:
+            models_registry.validate_fit(self.model_hparams, image_shape)
 
     def str_to_step(self, text):
         return Step.from_str(text, datasets_registry.iterations_per_epoch(self.dataset_hparams))

@@ -29,9 +29,9 @@ class MetricLogger:
     @staticmethod
     def create_from_file(directory):
         path = paths.logger(directory)
-        with get_platform().open(path) as fp:
-            text = fp.read()
         try:
+            with get_platform().open(path) as fp:
+                text = fp.read()
             return MetricLogger.create_from_string(text)
         except ValueError as e:
             raise CorruptFileError(f'{path} is not a log of name,iteration,value lines ({e}). Restore it.') from e

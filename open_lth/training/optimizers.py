@@ -69,6 +69,8 @@ def validate(training_hparams, iterations_per_epoch):
         raise UserError(f'no such --amp: {training_hparams.amp}. Known: bf16, fp16')
     if training_hparams.apex_fp16 and training_hparams.amp not in (None, 'fp16'):
         raise UserError(f'--apex_fp16 and --amp={training_hparams.amp} contradict each other')
+    if not 0 <= (training_hparams.data_order_seed or 0) < 2**62:
+        raise UserError(f'--data_order_seed must be in [0, 2^62), not {training_hparams.data_order_seed}')
     for name in ('lr', 'momentum', 'nesterov_momentum', 'weight_decay'):
         value = getattr(training_hparams, name)
         if value is not None and not 0 <= value < float('inf'):

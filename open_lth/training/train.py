@@ -32,8 +32,8 @@ def train(training_hparams, model, train_loader, output_location, callbacks=(), 
     end = end_step or Step.from_str(training_hparams.training_steps, iterations_per_epoch)
     logger = logger or MetricLogger()
     optimizers.advance(stepper.lr_schedule, start.iteration)
-    # Killed after the end step's checkpoint and before its weights: that step's callbacks are still to be run.
-    unfinished = resumed_step is not None and start == end and not models_registry.exists(output_location, end)
+    # Killed after the end step's checkpoint and before its log and weights: its callbacks are still to be run.
+    unfinished = resumed_step is not None and start == end and not is_finished(output_location, end)
     if end <= start and not unfinished:
         return
 

@@ -24,6 +24,8 @@ class Branch(base.Branch):
         if Mask.exists(self.branch_root):
             restore_rng_state(self.branch_root, 'prune')
         elif get_platform().is_primary_process:
+            if not reinitialize:
+                self._require(state_experiment, state_step)
             model = self._load(prune_experiment, prune_step)
             seed = self.replicate if seed is None else seed
             mask = oneshot.prune(model, self._score_function(strategy, seed), prune_fraction, prune_iterations,
@@ -59,12 +61,17 @@ class Branch(base.Branch):
             loader = examples.select(self.train_desc.dataset_hparams, score.examples_per_class, seed)
         return lambda model: score.function(model, loader, seed=seed)
 
-    def _load(self, experiment, step_text):
+    def _require(self, experiment, step_text):
+        """(location, step) of a saved model; FileNotFoundError when there is none."""
         location = self.train_desc.run_path(self.replicate, experiment)
         step = self.train_desc.str_to_step(step_text)
         if not models_registry.exists(location, step):
             raise FileNotFoundError(f'no model of step {step_text} in {location}. Run `train` with the same '
                                     'hyperparameters (and --weight_save_steps) first.')
+        return location, step
+
+    def _load(self, experiment, step_text):
+        location, step = self._require(experiment, step_text)
         return models_registry.load(location, step, self.train_desc.model_hparams, self.train_desc.train_outputs)
 
     @staticmethod
