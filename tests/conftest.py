@@ -158,4 +158,4 @@ def make_platform(**fields):
     """A local platform; folders are given as keywords of the same name as its flags."""
 
     from open_lth.platforms.registry import get
-    return get('local')(**{name: str(value) for name, value in fields.items()})
+    return get('local')(**{name: value if isinstance(value, int) else str(value) for name, value in fields.items()})

@@ -6,6 +6,7 @@ import torch
 
 from open_lth.datasets import base, cifar10, digits, fashion_mnist, in_memory, registry
 from open_lth.foundations.hparams import DatasetHparams
+from open_lth.platforms import platform
 from tests.conftest import make_platform
 
 
@@ -112,11 +113,8 @@ def test_registry_serves_unknown_transforms_image_by_image(local_platform, optio
     assert isinstance(registry.get(DatasetHparams('digits', 10, **options)), base.DataLoader)
 
 
-def test_registry_serves_image_by_image_with_workers(tmp_path):
-    make_platform(root=tmp_path, num_workers=2)
-    from open_lth.platforms import platform
-    from open_lth.platforms.registry import get
-    platform._PLATFORM = get('local')(num_workers=2)
+def test_registry_serves_image_by_image_with_workers():
+    platform._PLATFORM = make_platform(num_workers=2)
     assert isinstance(registry.get(DatasetHparams('digits', 10)), base.DataLoader)
 
 

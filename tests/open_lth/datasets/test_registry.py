@@ -2,7 +2,8 @@ import pytest
 
 from open_lth.datasets import registry
 from open_lth.foundations.hparams import DatasetHparams
-from tests.conftest import make_platform
+from open_lth.platforms import platform
+from tests.conftest import make_platform, save_noise
 
 
 def digits(**options):
@@ -64,10 +65,8 @@ def test_impossible_options_are_refused(local_platform, hparams, function):
 
 
 def test_worker_processes_serve_the_same_labels(local_platform):
-    from open_lth.platforms import platform
-    from open_lth.platforms.registry import get
     plain = [label for _, labels in registry.get(digits(), train=False) for label in labels.tolist()]
-    platform._PLATFORM = get('local')(num_workers=2)
+    platform._PLATFORM = make_platform(num_workers=2)
     assert [label for _, labels in registry.get(digits(), train=False) for label in labels.tolist()] == plain
 
 
@@ -80,7 +79,6 @@ def test_data_sets_of_files_say_which_folder_to_give(local_platform, name):
 def test_imagenet_labels_are_ranks_of_sorted_folders(tmp_path):
     """Fixed: OpenLTH lists files in the order of the file system, and with workers classes in any order."""
 
-    from tests.conftest import save_noise
     for number, path in enumerate(['b/2.JPEG', 'b/1.jpeg', 'a/3.JPEG', 'a/note.txt', 'c/0.Jpeg']):
         file = tmp_path / 'train' / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Scores and masks of all one-shot strategies, the examples they look at, and the permutations they use."""
 
+import copy
 import re
 
 import pytest
@@ -19,81 +20,60 @@ GOLDEN = load_golden('fork_scores')
 EXACT = ('random', 'magnitude')  # sums of nothing: the same bits everywhere
 
 
-@pytest.fixture
-def data(golden, request):
-    """Installs a platform with the data of the golden model."""
-
+@pytest.mark.parametrize('golden', GOLDEN['results'],
+                         ids=lambda golden: f'{golden["model"]}-{golden["strategy"]}')
+def test_selected_examples_scores_and_masks(golden, request):
     fixture = 'fashion_as_mnist' if golden['model'].startswith('mnist') else 'synthetic_cifar_test256'
     platform._PLATFORM = make_platform(dataset_root=request.getfixturevalue(fixture))
-
-
-each_result = pytest.mark.parametrize(
-    'golden', GOLDEN['results'], ids=lambda golden: f'{golden["model"]}-{golden["strategy"]}')
-
-
-def dataset_hparams(golden):
-    return models.get_default_hparams(golden['model']).dataset_hparams
-
-
-def model_and_score(golden):
-    """The golden model, and its score as a function of a model."""
-
+    defaults, named = models.get_default_hparams(golden['model']), scores.get(golden['strategy'])
     torch.manual_seed(golden['model_torch_manual_seed'])
-    model = models.get(models.get_default_hparams(golden['model']).model_hparams)
-    named = scores.get(golden['strategy'])
-    loader = None
+    model, loader, seed = models.get(defaults.model_hparams), None, golden['strategy_seed']
     if named.examples_per_class:
-        loader = examples.select(dataset_hparams(golden), named.examples_per_class, golden['strategy_seed'])
-    return model, lambda model: named.function(model, loader, seed=golden['strategy_seed'])
+        loader = examples.select(defaults.dataset_hparams, named.examples_per_class, seed)
+
+    def score(model):
+        return named.function(model, loader, seed=seed)
+
+    check_selection(loader, golden['selection'])
+    check_scores(score(copy.deepcopy(model)), golden['scores'], exact=golden['strategy'] in EXACT)
+    for case, expected in golden['masks'].items():
+        fraction, highest, iterations = re.fullmatch(
+            r'fraction=(\S+) prune_highest=(\S+) iterations=(\S+)', case).groups()
+        mask = oneshot.prune(model, score, float(fraction), int(iterations), highest == 'True')
+        # Scores of the next round depend on the last round's mask, so rounding differences grow.
+        check_mask(mask, expected, golden['strategy'] in EXACT, share=1e-3 if iterations == '1' else 5e-3)
 
 
-@each_result
-def test_selected_examples(golden, data):
-    named, expected = scores.get(golden['strategy']), golden['selection']
-    if expected is None:
-        assert named.examples_per_class == 0
+def check_selection(loader, golden):
+    if golden is None:
+        assert loader is None
         return
-    loader = examples.select(dataset_hparams(golden), named.examples_per_class, golden['strategy_seed'])
-    assert len(loader.dataset) == expected['n_selected']
-    assert loader.dataset._labels[:32].tolist() == expected['labels'][:32]
+    assert len(loader.dataset) == golden['n_selected']
+    assert loader.dataset._labels[:32].tolist() == golden['labels'][:32]
     batches = [labels.tolist() for _, labels in loader]
-    assert len(batches) == expected['batches']
-    assert batches[0][:32] == expected['first_batch_labels'][:32]
+    assert len(batches) == golden['batches']
+    assert batches[0][:32] == golden['first_batch_labels'][:32]
 
 
-@each_result
-def test_scores(golden, data):
-    model, score = model_and_score(golden)
-    actual = score(model)
-    assert sorted(actual) == sorted(golden['scores'])
-    for name, (dtype, shape, total, absolute, first) in golden['scores'].items():
+def check_scores(actual, golden, exact):
+    assert sorted(actual) == sorted(golden)
+    for name, (dtype, shape, total, absolute, first) in golden.items():
         fingerprint = weight_fingerprint(actual[name])
         assert str(actual[name].dtype) == dtype and fingerprint[0] == shape
-        if golden['strategy'] in EXACT:
+        if exact:
             assert fingerprint[3] == first, name
         assert fingerprint[2] == pytest.approx(absolute, rel=1e-4), name
         assert fingerprint[1] == pytest.approx(total, abs=1e-3 * absolute), name
 
 
-@each_result
-def test_masks(golden, data):
-    model, score = model_and_score(golden)
-    for case, expected in golden['masks'].items():
-        fraction, highest, iterations = re.fullmatch(
-            r'fraction=(\S+) prune_highest=(\S+) iterations=(\S+)', case).groups()
-        mask = oneshot.prune(model, score, float(fraction), int(iterations), highest == 'True')
-        assert list(mask) == list(expected) == sorted(mask)
-        # Scores of the next round depend on the last round's mask, so rounding differences grow.
-        check_mask(mask, expected, golden['strategy'] in EXACT, share=1e-3 if iterations == '1' else 5e-3)
-
-
-def check_mask(mask, expected, exact, share):
-    for name, (_, kept, digest) in expected.items():
-        _, actual_kept, actual_digest = mask_fingerprint(mask[name])
+def check_mask(mask, golden, exact, share):
+    assert list(mask) == list(golden) == sorted(mask)
+    kept = {name: int(tensor.count_nonzero()) for name, tensor in mask.items()}
+    assert sum(kept.values()) == sum(golden_kept for _, golden_kept, _ in golden.values())
+    for name, (_, golden_kept, digest) in golden.items():
         if exact:
-            assert (actual_kept, actual_digest) == (kept, digest), name
-        assert abs(actual_kept - kept) <= max(8, share * mask[name].numel()), name
-    assert sum(int(tensor.sum()) for tensor in mask.values()) == sum(kept for _, kept, _ in expected.values())
+            assert mask_fingerprint(mask[name])[1:] == [golden_kept, digest], name
+        assert abs(kept[name] - golden_kept) <= max(8, share * mask[name].numel()), name
 
 
 @pytest.mark.parametrize('n, seed, order', GOLDEN['tensor_utils']['perm'])

@@ -1,0 +1,82 @@
+"""The converter: a sparse model in, a smaller dense one that computes the same out, with the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import copy
+from dataclasses import dataclass
+import time
+
+import torch
+from torch import fx, nn
+
+from dnnshifter_ext.fuse import fuse_conv_bn
+from dnnshifter_ext.graph import capture
+from dnnshifter_ext.plan import RemovalPlan
+from dnnshifter_ext.prune import apply_plan
+from dnnshifter_ext.removal import plan_removal
+from dnnshifter_ext.verify import Comparison, compare_outputs, outputs_of
+
+# Shares of the range of the outputs. Carried out in float64, a step is exact but for the order of its sums.
+EXACT_TOLERANCE = 1e-6
+# The weights that are handed out are rounded to their own type.
+ROUNDING_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted model and all that is known about the conversion.
+
+    model: the pruned model; fused: the same before the removal (all channels, conv and batch norm fused).
+    report: the pruned model against the one that was handed in.
+    fusion: the fused model against that one: what the rounding of the fused weights does by itself.
+    removal: the removal by itself, carried out in float64, against the fused model: the proof.
+    pruning_time_ms: analysis, plan and removal together. Fusing and verifying are timed apart, capture not.
+    """
+
+    model: fx.GraphModule
+    fused: fx.GraphModule
+    plan: RemovalPlan
+    report: Comparison
+    fusion: Comparison
+    removal: Comparison
+    fusing_time_ms: float
+    pruning_time_ms: float
+    verifying_time_ms: float
+
+
+def convert(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> Conversion:
+    """`model` without the channels its zero weights make superfluous; the model itself is untouched.
+
+    example_inputs: what the model is called with (a batch, or one tensor per argument), for the proof.
+    Raises ValueError if the model cannot be traced, if it cannot run on the example inputs, or if the outputs
+    differ by more than rounding explains: a wrong model is never returned.
+    """
+    captured = capture(model)
+    start_s = time.perf_counter()
+    fused = fuse_conv_bn(captured)
+    fused_s = time.perf_counter()
+    plan = plan_removal(fused)
+    pruned = apply_plan(fused, plan)
+    pruned_s = time.perf_counter()
+    outputs, fused_outputs = outputs_of(model, example_inputs), outputs_of(fused, example_inputs)
+    in_float64 = apply_plan(copy.deepcopy(fused).double(), plan)
+    report = compare_outputs(outputs, outputs_of(pruned, example_inputs))
+    fusion = compare_outputs(outputs, fused_outputs)
+    removal = compare_outputs(fused_outputs, outputs_of(in_float64, example_inputs))
+    is_explained = report.within(ROUNDING_TOLERANCE)
+    if not is_explained and report.max_abs_difference <= 2 * fusion.max_abs_difference:
+        # An ill-conditioned model magnifies rounding, already that of the fused weights. Is it only rounding?
+        exactly_fused = outputs_of(fuse_conv_bn(copy.deepcopy(captured).double()), example_inputs)
+        is_explained = compare_outputs(outputs, exactly_fused).within(EXACT_TOLERANCE)
+    if not (is_explained and removal.within(EXACT_TOLERANCE)):
+        raise ValueError(
+            f'{type(model).__name__}: the converted model differs by {report.max_abs_difference:.3g} '
+            f'where the outputs range over {report.output_range:.3g} '
+            f'(fusion alone: {fusion.max_abs_difference:.3g}, '
+            f'removal alone in float64: {removal.max_abs_difference:.3g}); it is thrown away')
+    return Conversion(
+        model=pruned, fused=fused, plan=plan, report=report, fusion=fusion, removal=removal,
+        fusing_time_ms=(fused_s - start_s) * 1e3,
+        pruning_time_ms=(pruned_s - fused_s) * 1e3,
+        verifying_time_ms=(time.perf_counter() - pruned_s) * 1e3)

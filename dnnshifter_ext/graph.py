@@ -1,0 +1,96 @@
+"""The model as a torch.fx graph: captured from a module, taken apart into layers, and put together again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+import copy
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from dnnshifter_ext import ops
+
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks')
+
+
+class _Tracer(fx.Tracer):
+    """Traces through modules a forward function makes on the spot, such as `nn.AvgPool2d(2)(x)`."""
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        is_installed = any(m is module for module in self.root.modules())
+        return super().call_module(m, forward, args, kwargs) if is_installed else forward(*args, **kwargs)
+
+
+def capture(model: nn.Module) -> fx.GraphModule:
+    """The graph of a deep copy of `model` in evaluation mode; the model itself is untouched.
+
+    Raises ValueError, naming the problem, when torch.fx cannot trace the model, when a layer carries forward
+    hooks or parametrizations (their effect would be lost) or when a weight is NaN or infinite.
+    """
+    name = type(model).__name__
+    for path, module in model.named_modules():
+        if type(module) in ops.MODULE_ARGUMENTS and any(getattr(module, hooks) for hooks in _HOOKS):
+            raise ValueError(f"{name}: '{path}' carries a forward hook; remove it before the conversion "
+                             '(a mask of torch.nn.utils.prune: with prune.remove)')
+        if is_parametrized(module):
+            raise ValueError(f"{name}: '{path}' is parametrized; call remove_parametrizations before the "
+                             'conversion')
+    try:
+        root = copy.deepcopy(model).eval()
+        graph_module = fx.GraphModule(root, _Tracer().trace(root), name)
+    except Exception as error:  # tracing runs the model's own code, which may raise anything
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(f'{name}: torch.fx cannot trace this model: {reason}') from error
+    for path, tensor in graph_module.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name}: '{path}' has NaN or infinite entries")
+    return graph_module
+
+
+def rebuild(
+    graph_module: fx.GraphModule, replacements: dict[str, nn.Module], graph: fx.Graph | None = None,
+) -> fx.GraphModule:
+    """A new module with the same graph (or `graph`), the given layers replaced, the others deep-copied."""
+    graph = copy.deepcopy(graph_module.graph) if graph is None else graph
+    parts: dict[str, nn.Module | torch.Tensor] = {}
+    for node in graph.nodes:
+        if node.op in ('call_module', 'get_attr') and node.target not in parts:
+            path, _, attribute = node.target.rpartition('.')
+            parts[node.target] = replacements[node.target] if node.target in replacements else (
+                copy.deepcopy(getattr(graph_module.get_submodule(path), attribute)))
+    return assemble(parts, graph, type(graph_module).__name__)
+
+
+def assemble(parts: dict[str, nn.Module | torch.Tensor], graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A module in evaluation mode out of a graph and the layers and tensors, by path, that it refers to.
+
+    torch.fx takes a dict too, but would change the order of the state dict.
+    """
+    root = nn.Module()
+    for path, part in parts.items():
+        parent, (*above, last) = root, path.split('.')
+        for step in above:
+            if not hasattr(parent, step):
+                parent.add_module(step, nn.Module())
+            parent = getattr(parent, step)
+        setattr(parent, last, part)
+    return fx.GraphModule(root, graph, name).eval()
+
+
+def single_calls(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Module]:
+    """Node -> module, for modules that are called exactly once, with one value, and nobody else reads."""
+    called = [(node, graph_module.get_submodule(node.target))
+              for node in graph_module.graph.nodes if node.op == 'call_module']
+    num_calls = Counter(id(module) for _, module in called)
+    shared = {node.target.rpartition('.')[0] for node in graph_module.graph.nodes if node.op == 'get_attr'}
+    return {node: module for node, module in called
+            if num_calls[id(module)] == 1 and node.target not in shared
+            and len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs}
+
+
+def layers(graph_module: fx.GraphModule) -> dict[str, fx.Node]:
+    """Layer name -> its only call, for every ungrouped conv or linear layer that is called once, in order."""
+    return {node.target: node for node, module in single_calls(graph_module).items()
+            if ops.is_conv_or_linear(module) and getattr(module, 'groups', 1) == 1}

@@ -1,0 +1,12 @@
+"""Puts the extension into the engine's registries. The engine never imports the extension."""
+
+from __future__ import annotations
+
+from open_lth.cli.runner_registry import registered_runners
+from open_lth.lottery.branch.registry import registered_branches
+
+
+def install() -> None:
+    """Replaces the command `lottery` by ours, adds the branch `dnnshifter`; both are imported when used."""
+    registered_runners['lottery'] = 'dnnshifter_ext.lottery:LotteryRunner'
+    registered_branches['dnnshifter'] = 'dnnshifter_ext.branch:Branch'

@@ -1,0 +1,156 @@
+"""The rim: a level of a lottery ticket experiment, from its files to those of the pruned model; the summary.
+
+Each level gets three files; profile.json comes last, so that its presence marks the level as done. Everything
+runs on the side: the random generators are left as they were found, the experiment's own files are only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import itertools
+import json
+import os
+
+import torch
+
+from dnnshifter_ext import export, paths, portfolio
+from dnnshifter_ext.conversion import Conversion, convert
+from dnnshifter_ext.profiler import Profile, profile_together
+from open_lth.datasets import registry as datasets_registry
+from open_lth.foundations.errors import UserError
+from open_lth.foundations.files import write_atomically
+from open_lth.foundations.rng import preserve_rng_state
+from open_lth.lottery.desc import LotteryDesc
+from open_lth.models import registry as models_registry
+from open_lth.platforms.platform import get_platform
+from open_lth.pruning.mask import Mask
+
+NUM_EXAMPLES_VERIFIED = 16
+
+
+def is_converted(desc: LotteryDesc, replicate: int, level: int) -> bool:
+    """True if the level's files are all there."""
+    return os.path.exists(paths.profile(paths.level_directory(desc, replicate, level)))
+
+
+def require_trained(desc: LotteryDesc, replicate: int, level: int) -> None:
+    """Raises UserError unless the level's mask and its model at the end of the training are there."""
+    location = desc.run_path(replicate, level)
+    if not (Mask.exists(location) and models_registry.exists(location, desc.train_end_step)):
+        raise UserError(f'level {level} is not trained: {location} has no mask or no model of the last step. '
+                        'Run `lottery` up to this level first.')
+
+
+def convert_level(desc: LotteryDesc, replicate: int, level: int) -> None:
+    """Converts and profiles one trained level and writes its files; a level that is done already is skipped.
+
+    Raises UserError when the level has not been trained, or when its model cannot be converted.
+    """
+    if is_converted(desc, replicate, level):
+        return
+    require_trained(desc, replicate, level)
+    with preserve_rng_state():
+        location = desc.run_path(replicate, level)
+        mask = Mask.load(location)
+        model = models_registry.load(location, desc.train_end_step, desc.model_hparams, desc.train_outputs)
+        _multiply_in(model, mask)
+        test_loader = datasets_registry.get(desc.dataset_hparams, train=False)
+        batches = iter(test_loader)
+        first = next(batches)
+        inputs = first[0][:NUM_EXAMPLES_VERIFIED].cpu()
+        with _naming(level, location):
+            conversion = convert(model, inputs)
+        profiles = profile_together(
+            {'sparse': conversion.fused, 'pruned': conversion.model}, inputs.shape[1:],
+            itertools.chain([first], batches), device=get_platform().torch_device)
+    with _naming(level, location):
+        _write(paths.level_directory(desc, replicate, level), conversion,
+               _summary_of_level(level, mask, conversion, profiles))
+
+
+def summarise(desc: LotteryDesc, replicate: int, levels: Iterable[int]) -> str:
+    """The table of all converted levels among `levels`, as text; writes portfolio.csv and portfolio.png.
+
+    Raises UserError when none of the levels has been converted.
+    """
+    rows = [_read_row(desc, replicate, level) for level in levels if is_converted(desc, replicate, level)]
+    directory = paths.run_directory(desc, replicate)
+    if not rows:
+        raise UserError(f'none of the levels in {directory} has been converted')
+    frame = portfolio.to_frame(rows)
+    title = f'{desc.model_hparams.model_name} on {desc.dataset_hparams.dataset_name}, replicate {replicate}'
+    with write_atomically(paths.portfolio_table(directory), mode='w') as file:
+        frame.to_csv(file, index=False, lineterminator='\n')
+    with write_atomically(paths.portfolio_figure(directory), mode='wb') as file:
+        portfolio.figure(frame, title).savefig(file, format='png', dpi=150)
+    return portfolio.text_table(frame)
+
+
+def report(desc: LotteryDesc, replicate: int, levels: Iterable[int]) -> str:
+    """What the user is shown at the end: the table, and where the files are, which `summarise` writes."""
+    table = summarise(desc, replicate, levels)
+    directory = paths.run_directory(desc, replicate)
+    return '\n'.join(['', table, '', f'Table: {paths.portfolio_table(directory)}',
+                      f'Figure: {paths.portfolio_figure(directory)}'])
+
+
+@contextlib.contextmanager
+def _naming(level: int, location: str) -> Iterator[None]:
+    """Turns the core's ValueErrors, which know no files, into a UserError that names the level."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f'level {level} in {location} cannot be converted: {error}') from error
+
+
+def _multiply_in(model: torch.nn.Module, mask: Mask) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in mask:
+                parameter.mul_(mask[name].to(parameter.device))
+
+
+def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: dict[str, Profile]) -> dict:
+    num_total = sum(tensor.numel() for tensor in mask.values())
+    num_kept = sum(int(tensor.count_nonzero()) for tensor in mask.values())
+    return {
+        'level': level,
+        'num_prunable': num_total,
+        'num_kept': num_kept,
+        'compression_ratio': num_total / max(num_kept, 1),
+        'sparse': profiles['sparse'].to_dict(),
+        'pruned': profiles['pruned'].to_dict(),
+        'fusing_time_ms': conversion.fusing_time_ms,
+        'pruning_time_ms': conversion.pruning_time_ms,
+        'verifying_time_ms': conversion.verifying_time_ms,
+        'comparison': conversion.report.to_dict(),
+        'comparison_of_fusion_alone': conversion.fusion.to_dict(),
+        'comparison_of_removal_alone_in_float64': conversion.removal.to_dict(),
+        'num_channels_removed': conversion.plan.num_removed,
+    }
+
+
+def _write(directory: str, conversion: Conversion, summary: dict) -> None:
+    os.makedirs(directory, exist_ok=True)
+    export.save(conversion.model, paths.model(directory))
+    with write_atomically(paths.plan(directory), mode='w') as file:
+        json.dump(conversion.plan.to_dict(), file)
+    with write_atomically(paths.profile(directory), mode='w') as file:
+        json.dump(summary, file, indent=4)
+
+
+def _read_row(desc: LotteryDesc, replicate: int, level: int) -> portfolio.Row:
+    path = paths.profile(paths.level_directory(desc, replicate, level))
+    try:
+        with open(path) as file:
+            data = json.load(file)
+        return portfolio.Row(
+            level=data['level'], compression_ratio=data['compression_ratio'],
+            sparse=Profile.from_dict(data['sparse']), pruned=Profile.from_dict(data['pruned']),
+            pruning_time_ms=data['pruning_time_ms'],
+            max_abs_difference=data['comparison']['max_abs_difference'],
+            changed_predictions=data['comparison']['changed_predictions'])
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'{path} is damaged ({reason}); delete it to make it again') from error

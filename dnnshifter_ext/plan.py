@@ -1,0 +1,107 @@
+"""Module 3, the data: which channels of which layer go, why, and what takes over their constants.
+
+A plan is frozen data that can be printed, saved as JSON, compared, and applied later. It names layers and
+indices only and needs no graph, so that any analysis may write one (see `removal` for ours).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+UNREAD = 'unread'
+CONSTANT_ZERO = 'constant zero'
+FOLDED = "constant folded into bias of '{reader}'"
+MERGED = 'constant merged into carrier channel {carrier}'
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Channels (or input columns) and the constant each of them holds, position by position."""
+
+    channels: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+    @classmethod
+    def where(cls, mask_C: torch.Tensor, values_C: torch.Tensor) -> Constants:
+        """The channels at which `mask_C` is true, with their values."""
+        return cls(indices(mask_C), tuple(values_C[mask_C].tolist()))
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Output channels that go, and the one reason for all of them."""
+
+    reason: str
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to one conv or linear layer. All indices count in the layer as it is before the removal.
+
+    keep_outputs, keep_inputs: ascending; everything else goes.
+    removed: the outputs that go, grouped by reason.
+    emptied: kept outputs that are constant: their weights become zero and their bias this value.
+    folded: input columns that go and whose constants enter the bias.
+    merged: input columns (constants) whose weights are added up, scaled, in the kept column `carrier`.
+    barrier: why all the outputs stay, or ''.
+    """
+
+    layer: str
+    num_outputs: int
+    num_inputs: int
+    keep_outputs: tuple[int, ...]
+    keep_inputs: tuple[int, ...]
+    removed: tuple[Removed, ...] = ()
+    emptied: Constants = Constants()
+    folded: Constants = Constants()
+    merged: Constants = Constants()
+    carrier: int | None = None
+    barrier: str = ''
+
+    @property
+    def num_removed(self) -> int:
+        """Number of output channels that go."""
+        return self.num_outputs - len(self.keep_outputs)
+
+
+@dataclass(frozen=True)
+class RemovalPlan:
+    """The plans of all layers, in the order of the graph."""
+
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def num_removed(self) -> int:
+        """Number of output channels that go, in all layers together."""
+        return sum(layer.num_removed for layer in self.layers)
+
+    def to_dict(self) -> dict:
+        """The plan as dicts, lists, strings and numbers, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> RemovalPlan:
+        """The plan `to_dict` was called on, also after a round trip through JSON."""
+        return cls(tuple(_layer_from_dict(layer) for layer in data['layers']))
+
+
+def indices(mask_C: torch.Tensor) -> tuple[int, ...]:
+    """The positions at which a mask is true, ascending."""
+    return tuple(mask_C.nonzero()[:, 0].tolist())
+
+
+def _layer_from_dict(data: dict) -> LayerPlan:
+    def constants(part: dict) -> Constants:
+        return Constants(tuple(part['channels']), tuple(part['values']))
+
+    return LayerPlan(**data | {
+        'keep_outputs': tuple(data['keep_outputs']),
+        'keep_inputs': tuple(data['keep_inputs']),
+        'removed': tuple(Removed(part['reason'], tuple(part['channels'])) for part in data['removed']),
+        'emptied': constants(data['emptied']),
+        'folded': constants(data['folded']),
+        'merged': constants(data['merged']),
+    })
