@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import copy
 
 import torch
@@ -75,7 +75,10 @@ def assemble(parts: dict[str, nn.Module | torch.Tensor], graph: fx.Graph, name: 
             if not hasattr(parent, step):
                 parent.add_module(step, nn.Module())
             parent = getattr(parent, step)
-        setattr(parent, last, part)
+        if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter):
+            parent.register_buffer(last, part)
+        else:
+            setattr(parent, last, part)
     return fx.GraphModule(root, graph, name).eval()
 
 
@@ -90,7 +93,30 @@ def single_calls(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Module]:
             and len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs}
 
 
-def layers(graph_module: fx.GraphModule) -> dict[str, fx.Node]:
-    """Layer name -> its only call, for every ungrouped conv or linear layer that is called once, in order."""
-    return {node.target: node for node, module in single_calls(graph_module).items()
-            if ops.is_conv_or_linear(module) and getattr(module, 'groups', 1) == 1}
+class _ShapeTracer(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.shapes: dict[str, torch.Size] = {}
+
+    def run_node(self, node: fx.Node) -> object:
+        result = super().run_node(node)
+        if isinstance(result, torch.Tensor) and node.op != 'output':
+            self.shapes[node.name] = result.shape
+        return result
+
+
+def trace_shapes(graph_module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Size]:
+    """Name of a node -> shape of its value on these inputs, for every value that is a tensor.
+
+    Raises ValueError when the model does not accept the inputs.
+    """
+    tracer = _ShapeTracer(graph_module)
+    shapes = ', '.join('x'.join(map(str, part.shape)) for part in inputs)
+    try:
+        with torch.no_grad():
+            tracer.run(*(part.clone() for part in inputs))
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f'{type(graph_module).__name__} does not accept example inputs of shape {shapes}: '
+                         f'{reason}') from error
+    return tracer.shapes

@@ -109,6 +109,11 @@ FUNCTIONS: dict[str, Callable] = {
     'functional.pad': functional.pad,
     'torch.flatten': torch.flatten,
     'torch.reshape': torch.reshape,
+    'torch.index_select': torch.index_select,
+    'torch.chunk': torch.chunk,
+    'torch.split': torch.split,
+    'torch.transpose': torch.transpose,
+    'torch.permute': torch.permute,
     'torch.add': torch.add,
     'torch.mul': torch.mul,
     'torch.cat': torch.cat,
@@ -164,7 +169,8 @@ def with_tensors(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | N
     if isinstance(module, nn.Linear):
         values |= {'in_features': num_inputs, 'out_features': num_outputs}
     else:
-        values |= {'in_channels': num_inputs * module.groups, 'out_channels': num_outputs}
+        groups = module.groups * num_outputs // module.out_channels if module.groups > 1 else 1
+        values |= {'in_channels': num_inputs * groups, 'out_channels': num_outputs, 'groups': groups}
     new = construct(type(module), values)
     requires_grad = module.weight.requires_grad
     new.weight = nn.Parameter(weight, requires_grad=requires_grad)

@@ -13,7 +13,8 @@ import torch
 UNREAD = 'unread'
 CONSTANT_ZERO = 'constant zero'
 FOLDED = "constant folded into bias of '{reader}'"
-MERGED = 'constant merged into carrier channel {carrier}'
+MERGED = "constant merged into carrier channel {carrier} of '{reader}'"
+ZERO_FILTER = 'all-zero filter (its constant is dropped)'
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,25 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class NodePlan:
+    """What happens to another node of the graph that spells out channels.
+
+    action: 'select' keeps the given channels of its parameters, 'split' gives the sizes of its parts, 'shuffle' takes
+    the given channels of its input in that order, 'flatten' merges the dimensions from the first number to the second
+    (none: it disappears).
+    """
+
+    node: str
+    action: str
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class RemovalPlan:
-    """The plans of all layers, in the order of the graph."""
+    """The plans of all layers, in the order of the graph, and of what is between them."""
 
     layers: tuple[LayerPlan, ...]
+    nodes: tuple[NodePlan, ...] = ()
 
     @property
     def num_removed(self) -> int:
@@ -85,7 +101,8 @@ class RemovalPlan:
     @classmethod
     def from_dict(cls, data: dict) -> RemovalPlan:
         """The plan `to_dict` was called on, also after a round trip through JSON."""
-        return cls(tuple(_layer_from_dict(layer) for layer in data['layers']))
+        return cls(tuple(_layer_from_dict(layer) for layer in data['layers']),
+                   tuple(NodePlan(node['node'], node['action'], tuple(node['numbers'])) for node in data['nodes']))
 
 
 def indices(mask_C: torch.Tensor) -> tuple[int, ...]:

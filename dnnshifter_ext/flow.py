@@ -1,0 +1,73 @@
+"""Modules 2 and 3, the view: what each channel of each value in the graph is, and which channels go together.
+
+Every tensor of the graph has one dimension of *channels* (of features, after a flatten). A `Value` says of each of its
+channels whether it is constant - the same number at every position, for every input - and to which *strand* it
+belongs: channels joined by an operation that takes them only together (an addition, a batch norm, a depthwise
+convolution) are one strand, which is removed as a whole or stays. Convolutions and linear layers begin new strands.
+
+The operations are understood one by one, by the rules in `rules.py`; what no rule understands is a *barrier*: the
+channels that reach it, and those that leave it, stay.
+"""
+
+# C = channels of a value
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+import torch
+from torch import fx
+
+from dnnshifter_ext import rules
+from dnnshifter_ext.recognise import find_rules
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is known of the channels of every value: its rule, what `forward` found, what is read, the strands (C,)."""
+
+    rules: dict[fx.Node, rules.Rule]
+    values: dict[fx.Node, rules.Value]
+    read: dict[fx.Node, torch.Tensor]
+    strands: dict[fx.Node, torch.Tensor]
+    num_strands: int
+
+
+def analyse(graph_module: fx.GraphModule, shapes: dict[str, torch.Size]) -> Flow:
+    """Constant channels from the inputs to the outputs, then unread ones from the outputs back, to a fixed point.
+
+    Both are one pass: what is constant does not depend on what is read, and the graph has no loops.
+    `shapes` holds the shape of every tensor for some input, by the node's name (see `graph.trace_shapes`).
+    """
+    found = find_rules(graph_module, {node: shapes[node.name] for node in graph_module.graph.nodes
+                                      if node.name in shapes})
+    ids = rules.Ids()
+    values: dict[fx.Node, rules.Value] = {}
+    with torch.no_grad():
+        for node, rule in found.items():
+            values[node] = rule.forward(ids, *(values[source] for source in rule.sources))
+        read = _read_backwards(found, values)
+    strand_of_id, num_strands = _strands(ids)
+    return Flow(found, values, read, {node: strand_of_id[value.ids] for node, value in values.items()}, num_strands)
+
+
+def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> dict:
+    """Node -> does anything read this channel's varying or constant value? (C,)"""
+    read = {node: torch.zeros(len(values[node]), dtype=torch.bool) for node in found}
+    for node, rule in reversed(found.items()):
+        read[node] |= rule.is_pinned
+        varies = read[node] & ~values[node].constant
+        for source, read_C in zip(rule.sources, rule.backward(varies, *(values[s] for s in rule.sources))):
+            read[source] |= read_C
+    return read
+
+
+def _strands(ids: rules.Ids) -> tuple[torch.Tensor, int]:
+    """(id -> strand, number of strands): the connected components of the ids that were joined."""
+    first, second = ids.joined()
+    graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(ids.count, ids.count))
+    num_strands, strand_of_id = connected_components(graph, directed=False)
+    return torch.from_numpy(strand_of_id).long(), num_strands

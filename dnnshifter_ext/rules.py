@@ -1,0 +1,273 @@
+"""How each operation treats channels: one rule per kind of operation.
+
+A rule knows the nodes it reads (`sources`), the dimension of its channels (`axis`), and answers two questions:
+    forward:  which channels of its value are constant, and which go together with which?
+    backward: given the channels of its value that are read and vary, which channels of each source are read?
+Whatever has no rule of its own is a Barrier, which is always right: it reads everything, and its channels stay.
+"""
+
+# C = channels of a value, O / I = output and input channels of a layer, G = groups, K = taps of a kernel
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import operator
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from dnnshifter_ext.layers import LayerFacts
+
+
+class Ids:
+    """Numbers for channels, and which of them go together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._joined: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def new(self, num: int) -> torch.Tensor:
+        first, self.count = self.count, self.count + num
+        return torch.arange(first, self.count)
+
+    def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
+        self._joined.append((first, second))
+
+    def joined(self) -> tuple[np.ndarray, np.ndarray]:
+        if not self._joined:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return tuple(torch.cat(part).numpy() for part in zip(*self._joined))
+
+
+@dataclass(frozen=True)
+class Value:
+    """The channels of a tensor: per channel an id, whether it is constant, and its constant.
+
+    constants are float64, and 0 where the channel varies.
+    """
+
+    ids: torch.Tensor
+    constant: torch.Tensor
+    constants: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def at(self, index: torch.Tensor) -> Value:
+        """The channels `index` of this value, in that order."""
+        return Value(self.ids[index], self.constant[index], self.constants[index])
+
+    def mapped(self, constants: torch.Tensor, constant: torch.Tensor | None = None) -> Value:
+        """The same channels with other constants."""
+        constant = self.constant if constant is None else constant
+        return Value(self.ids, constant, torch.where(constant, constants, 0.0))
+
+
+def varying(ids: torch.Tensor) -> Value:
+    return Value(ids, torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.float64))
+
+
+class Rule:
+    """A node whose channels are dimension `axis`. `is_pinned`: they are read by something outside, and stay."""
+
+    is_pinned = False
+
+    def __init__(self, node: fx.Node, *sources: fx.Node, axis: int) -> None:
+        self.node, self.sources, self.axis = node, sources, axis
+
+    def forward(self, ids: Ids, *values: Value) -> Value:
+        """The node's value, given those of its sources; by default the source's: a constant stays what it is."""
+        return values[0]
+
+    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        """The channels of each source that are read, given the node's that are read and vary; by default these."""
+        return [varies for _ in values]
+
+
+class Same(Rule):
+    """Pools, dropout, resizing, moving dimensions."""
+
+
+class Barrier(Rule):
+    """Anything not understood. Its own channels (`num`) stay, and so do all it reads."""
+
+    is_pinned = True
+
+    def __init__(self, node: fx.Node, *sources: fx.Node, reason: str, num: int, axis: int) -> None:
+        super().__init__(node, *sources, axis=axis)
+        self.reason, self._num = reason, num
+
+    def forward(self, ids: Ids, *values: Value) -> Value:
+        return varying(ids.new(self._num))
+
+    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        return [torch.ones(len(value), dtype=torch.bool) for value in values]
+
+
+class Layer(Rule):
+    """A convolution or linear layer: begins new strands; one with groups takes whole groups together."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, module: nn.Module, axis: int) -> None:
+        super().__init__(node, source, axis=axis)
+        self.facts = LayerFacts(module)
+
+    def forward(self, ids: Ids, value: Value) -> Value:
+        own = ids.new(self.facts.num_outputs)
+        if self.facts.groups > 1:
+            members_GC = torch.cat([part.view(self.facts.groups, -1) for part in (own, value.ids)], dim=1)
+            ids.join(members_GC[:, :1].expand_as(members_GC[:, 1:]).reshape(-1), members_GC[:, 1:].reshape(-1))
+        return Value(own, *self.facts.constants(value.constant, value.constants))
+
+    def backward(self, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+        return [self.facts.reads(varies)]
+
+
+class Pointwise(Rule):
+    """An activation, or arithmetic with a number: `function` of every element."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, function: Callable, axis: int) -> None:
+        super().__init__(node, source, axis=axis)
+        self._function = function
+
+    def forward(self, ids: Ids, value: Value) -> Value:
+        if not value.constant.any():
+            return value
+        result = self._function(value.constants.clone())  # an in-place activation must not reach the source
+        return value.mapped(result, value.constant & result.isfinite())
+
+
+class Border(Rule):
+    """Padding with a number: only channels that are that number everywhere stay constant."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, fill: float, axis: int) -> None:
+        super().__init__(node, source, axis=axis)
+        self._fill = fill
+
+    def forward(self, ids: Ids, value: Value) -> Value:
+        return value.mapped(value.constants, value.constant & (value.constants == self._fill))
+
+
+class PerChannel(Rule):
+    """A batch norm that was not fused, or a PReLU: a function with parameters of its own for every channel."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, module: nn.Module, axis: int) -> None:
+        super().__init__(node, source, axis=axis)
+        self.module = module
+
+    def forward(self, ids: Ids, value: Value) -> Value:
+        return value.mapped(_per_channel(self.module, value.constants)) if value.constant.any() else value
+
+
+def _per_channel(module: nn.Module, x_C: torch.Tensor) -> torch.Tensor:
+    """What the module makes of one number per channel, in float64."""
+    if isinstance(module, nn.PReLU):
+        return torch.where(x_C >= 0, x_C, x_C * module.weight.detach().double().cpu())
+    mean_C, variance_C = (buffer.double().cpu() for buffer in (module.running_mean, module.running_var))
+    y_C = (x_C - mean_C) * (variance_C + module.eps).rsqrt()
+    if module.affine:
+        y_C = y_C * module.weight.detach().double().cpu() + module.bias.detach().double().cpu()
+    return y_C
+
+
+class Parameter(Rule):
+    """A tensor of the model that enters arithmetic, with one number per channel."""
+
+    def __init__(self, node: fx.Node, tensor: torch.Tensor, axis: int) -> None:
+        super().__init__(node, axis=axis)
+        self._numbers = tensor.detach().double().cpu().reshape(-1)
+
+    def forward(self, ids: Ids) -> Value:
+        num = len(self._numbers)
+        return Value(ids.new(num), torch.ones(num, dtype=torch.bool), self._numbers)
+
+
+class Combine(Rule):
+    """Arithmetic on two tensors. Their channels go together, except for a single channel spread over all `num`."""
+
+    def __init__(self, node: fx.Node, first: fx.Node, second: fx.Node, function: Callable, num: int,
+                 axis: int) -> None:
+        super().__init__(node, first, second, axis=axis)
+        self._function, self._num = function, num
+
+    def forward(self, ids: Ids, *values: Value) -> Value:
+        first, second = (value if len(value) == self._num else value.at(torch.zeros(self._num, dtype=torch.long))
+                         for value in values)
+        whole = [value for value in values if len(value) == self._num]
+        if len(whole) == 2:
+            ids.join(first.ids, second.ids)
+        constants = self._function(first.constants, second.constants)
+        constant = first.constant & second.constant
+        if self._function is operator.mul:
+            for value in (first, second):
+                constant = constant | (value.constant & (value.constants == 0))
+        constant = constant & constants.isfinite()
+        return Value(whole[0].ids, constant, torch.where(constant, constants, 0.0))
+
+    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        return [varies if len(value) == self._num else varies.any()[None] for value in values]
+
+
+class Concat(Rule):
+    def forward(self, ids: Ids, *values: Value) -> Value:
+        return Value(*(torch.cat([getattr(value, name) for value in values])
+                       for name in ('ids', 'constant', 'constants')))
+
+    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        return list(varies.split([len(value) for value in values]))
+
+
+class Choose(Rule):
+    """Channels `index` of the source, in that order."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, index: torch.Tensor, axis: int) -> None:
+        super().__init__(node, source, axis=axis)
+        self.index = index
+
+    def forward(self, ids: Ids, value: Value) -> Value:
+        return value.at(self.index)
+
+    def backward(self, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+        read = torch.zeros(len(value), dtype=torch.bool)
+        read[self.index[varies]] = True
+        return [read]
+
+
+class Part(Choose):
+    """Part number `position` of a split into `sizes`."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, sizes: list[int], position: int, axis: int) -> None:
+        start = sum(sizes[:position])
+        super().__init__(node, source, torch.arange(start, start + sizes[position]), axis)
+        self.sizes = sizes
+
+
+class Shuffle(Choose):
+    """A channel shuffle, which several nodes spell out together."""
+
+
+class Reshape(Rule):
+    """Dimensions first..last of `merged` become one (None: the shape stays); the channels are not among them."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, axis: int, merged: tuple[int, int] | None) -> None:
+        super().__init__(node, source, axis=axis)
+        self.merged = merged
+
+
+class Flatten(Reshape):
+    """Dimensions of sizes `shape` become one, the channels' at `position` among them: each becomes several."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, merged: tuple[int, int], shape: tuple[int, ...],
+                 position: int) -> None:
+        super().__init__(node, source, axis=merged[0], merged=merged)
+        self._shape, self._position = shape, position
+
+    def forward(self, ids: Ids, value: Value) -> Value:
+        view = [1] * len(self._shape)
+        view[self._position] = -1
+        return value.at(torch.arange(len(value)).view(view).expand(self._shape).reshape(-1))
+
+    def backward(self, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+        others = [dim for dim in range(len(self._shape)) if dim != self._position]
+        return [varies.view(self._shape).any(dim=others) if others else varies]
