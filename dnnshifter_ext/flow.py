@@ -55,12 +55,13 @@ def analyse(graph_module: fx.GraphModule, shapes: dict[str, torch.Size]) -> Flow
 
 
 def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> dict:
-    """Node -> does anything read this channel's varying or constant value? (C,)"""
+    """Node -> does anything read this channel? (C,)"""
     read = {node: torch.zeros(len(values[node]), dtype=torch.bool) for node in found}
     for node, rule in reversed(found.items()):
         read[node] |= rule.is_pinned
         varies = read[node] & ~values[node].constant
-        for source, read_C in zip(rule.sources, rule.backward(varies, *(values[s] for s in rule.sources))):
+        needed = rule.backward(read[node], varies, *(values[source] for source in rule.sources))
+        for source, read_C in zip(rule.sources, needed):
             read[source] |= read_C
     return read
 

@@ -111,10 +111,11 @@ def trace_shapes(graph_module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -
     Raises ValueError when the model does not accept the inputs.
     """
     tracer = _ShapeTracer(graph_module)
+    dtype = next((tensor.dtype for tensor in graph_module.parameters()), None)
     shapes = ', '.join('x'.join(map(str, part.shape)) for part in inputs)
     try:
         with torch.no_grad():
-            tracer.run(*(part.clone() for part in inputs))
+            tracer.run(*(part.to(dtype, copy=True) if part.is_floating_point() else part.clone() for part in inputs))
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f'{type(graph_module).__name__} does not accept example inputs of shape {shapes}: '

@@ -54,7 +54,7 @@ class _Recogniser:
             if node in self.shapes:
                 self.rules[node] = self._rule(node)
             elif node.op == 'output' or not self._is_harmless(node):
-                self.rules[node] = self._barrier(node, 'it is the output of the model' if node.op == 'output' else
+                self.rules[node] = self._barrier(node, 'it feeds the output of the model' if node.op == 'output' else
                                                  f'{_describe(self.graph_module, node)} depends on the channels')
         return self.rules
 

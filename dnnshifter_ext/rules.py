@@ -2,7 +2,7 @@
 
 A rule knows the nodes it reads (`sources`), the dimension of its channels (`axis`), and answers two questions:
     forward:  which channels of its value are constant, and which go together with which?
-    backward: given the channels of its value that are read and vary, which channels of each source are read?
+    backward: given the channels of its value that are read, and those of them that vary, which of each source are?
 Whatever has no rule of its own is a Barrier, which is always right: it reads everything, and its channels stay.
 """
 
@@ -81,9 +81,9 @@ class Rule:
         """The node's value, given those of its sources; by default the source's: a constant stays what it is."""
         return values[0]
 
-    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
-        """The channels of each source that are read, given the node's that are read and vary; by default these."""
-        return [varies for _ in values]
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        """The channels of each source that are read, given the node's that are read; by default the same."""
+        return [read for _ in values]
 
 
 class Same(Rule):
@@ -102,7 +102,7 @@ class Barrier(Rule):
     def forward(self, ids: Ids, *values: Value) -> Value:
         return varying(ids.new(self._num))
 
-    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
         return [torch.ones(len(value), dtype=torch.bool) for value in values]
 
 
@@ -120,8 +120,8 @@ class Layer(Rule):
             ids.join(members_GC[:, :1].expand_as(members_GC[:, 1:]).reshape(-1), members_GC[:, 1:].reshape(-1))
         return Value(own, *self.facts.constants(value.constant, value.constants))
 
-    def backward(self, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
-        return [self.facts.reads(varies)]
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+        return [self.facts.reads(varies)]  # a constant output will be held by the bias
 
 
 class Pointwise(Rule):
@@ -205,8 +205,10 @@ class Combine(Rule):
         constant = constant & constants.isfinite()
         return Value(whole[0].ids, constant, torch.where(constant, constants, 0.0))
 
-    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
-        return [varies if len(value) == self._num else varies.any()[None] for value in values]
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        # Zero times what varies is constant, and nobody needs what varies for it.
+        return [varies | (read & value.constant) if len(value) == self._num else varies.any()[None]
+                for value in values]
 
 
 class Concat(Rule):
@@ -214,8 +216,8 @@ class Concat(Rule):
         return Value(*(torch.cat([getattr(value, name) for value in values])
                        for name in ('ids', 'constant', 'constants')))
 
-    def backward(self, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
-        return list(varies.split([len(value) for value in values]))
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+        return list(read.split([len(value) for value in values]))
 
 
 class Choose(Rule):
@@ -228,10 +230,10 @@ class Choose(Rule):
     def forward(self, ids: Ids, value: Value) -> Value:
         return value.at(self.index)
 
-    def backward(self, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
-        read = torch.zeros(len(value), dtype=torch.bool)
-        read[self.index[varies]] = True
-        return [read]
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+        read_of_source = torch.zeros(len(value), dtype=torch.bool)
+        read_of_source[self.index[read]] = True
+        return [read_of_source]
 
 
 class Part(Choose):
@@ -268,6 +270,6 @@ class Flatten(Reshape):
         view[self._position] = -1
         return value.at(torch.arange(len(value)).view(view).expand(self._shape).reshape(-1))
 
-    def backward(self, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+    def backward(self, read: torch.Tensor, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
         others = [dim for dim in range(len(self._shape)) if dim != self._position]
-        return [varies.view(self._shape).any(dim=others) if others else varies]
+        return [read.view(self._shape).any(dim=others) if others else read]

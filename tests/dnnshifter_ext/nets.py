@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dnnshifter_ext.fuse import fuse_conv_bn
+from dnnshifter_ext.graph import capture, trace_shapes
+
 
 class LeNet(nn.Module):
     """Fully connected, as OpenLTH's MNIST models: inputs of 1x6x6."""
@@ -163,3 +166,14 @@ def max_difference(first: nn.Module, second: nn.Module, x: torch.Tensor) -> floa
     """max |first(x) - second(x)| in float64 arithmetic of models that are already float64."""
     with torch.no_grad():
         return float((first(x.double()) - second(x.double())).abs().max())
+
+
+def fused_and_shapes(model):
+    """(fused graph, shapes) of any model here, as the converter makes them."""
+    captured = capture(model)
+    return fuse_conv_bn(captured), trace_shapes(captured, [inputs_of(model)])
+
+
+def inputs_of(model):
+    """One image that the model accepts."""
+    return torch.zeros(1, 1, 6, 6) if isinstance(model, LeNet) else torch.zeros(1, 3, 8, 8)

@@ -106,12 +106,12 @@ def test_converting_again_removes_nothing_more(name):
     lambda: torchvision.models.resnet18(weights=None, num_classes=10),
     lambda: torchvision.models.resnet50(weights=None, num_classes=10, width_per_group=16),
 ], ids=['basic block', 'bottleneck'])
-def test_inner_channels_of_torchvision_resnets(build):
+def test_skip_connections_and_downsampling_layers_take_part(build):
     model = nets.sparsify(build(), density=0.01)
     conversion = assert_exact(model, nets.images(32, num=2))
-    assert {layer.layer.rpartition('.')[2] for layer in conversion.plan.layers if layer.num_removed} <= {
-        'conv1', 'conv2'}
-    assert conversion.plan.num_removed > 100
+    narrowed = {layer.layer for layer in conversion.plan.layers if layer.num_removed}
+    assert 'conv1' in narrowed and 'layer2.0.downsample.0' in narrowed and 'layer4.1.conv1' in narrowed
+    assert nets.num_params(conversion.model) < nets.num_params(conversion.fused) / 4
 
 
 @pytest.mark.parametrize('name', BUILDS)

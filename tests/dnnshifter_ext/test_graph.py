@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from dnnshifter_ext.graph import capture, layers, rebuild
+from dnnshifter_ext.graph import capture, rebuild
 from tests.dnnshifter_ext import nets
 
 
@@ -61,18 +61,3 @@ def test_rebuild_replaces_copies_and_keeps_the_order_of_the_state_dict():
     assert list(rebuilt.state_dict()) == list(captured.state_dict())
     for name, tensor in captured.state_dict().items():
         assert rebuilt.state_dict()[name].data_ptr() != tensor.data_ptr(), name
-
-
-def test_layers_are_those_called_once_without_groups_in_the_order_of_the_calls():
-    class Calls(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.last = nn.Conv2d(3, 3, 1)
-            self.twice = nn.Conv2d(3, 3, 1)
-            self.grouped = nn.Conv2d(3, 3, 1, groups=3)
-            self.first = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return self.last(self.grouped(self.twice(self.twice(self.first(x)))))
-
-    assert list(layers(capture(Calls()))) == ['first', 'last']

@@ -3,8 +3,6 @@ import json
 
 import pytest
 
-from dnnshifter_ext.fuse import fuse_conv_bn
-from dnnshifter_ext.graph import capture
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan, Removed
 from dnnshifter_ext.removal import plan_removal
 from tests.dnnshifter_ext import nets
@@ -17,7 +15,7 @@ BY_HAND = RemovalPlan((
 
 
 def test_json_round_trip_is_exact():
-    real = plan_removal(fuse_conv_bn(capture(nets.sparsify(nets.VGG(), density=0.1))))
+    real = plan_removal(*nets.fused_and_shapes(nets.sparsify(nets.VGG(), density=0.1)))
     assert real.num_removed > 0
     for plan in (BY_HAND, real):
         assert RemovalPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan

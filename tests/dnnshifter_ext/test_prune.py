@@ -12,8 +12,8 @@ from tests.dnnshifter_ext import nets
 
 
 def planned(model):
-    graph_module = fuse_conv_bn(capture(model))
-    return graph_module, plan_removal(graph_module)
+    graph_module, shapes = nets.fused_and_shapes(model)
+    return graph_module, plan_removal(graph_module, shapes)
 
 
 def test_a_plan_written_by_hand():

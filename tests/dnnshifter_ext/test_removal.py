@@ -2,15 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from dnnshifter_ext.fuse import fuse_conv_bn
-from dnnshifter_ext.graph import capture
 from dnnshifter_ext.plan import Constants, Removed
 from dnnshifter_ext.removal import plan_removal
 from tests.dnnshifter_ext import nets
 
 
 def plan_of(model):
-    return plan_removal(fuse_conv_bn(capture(model)))
+    return plan_removal(*nets.fused_and_shapes(model))
 
 
 def pair(biases, **second):
@@ -35,7 +33,7 @@ def test_without_padding_constants_are_folded():
 def test_with_padding_constants_are_merged_into_the_largest():
     first, second = plan_of(pair([1.0, -1.0, 3.0, 2.0], padding=1)).layers
     assert first.removed == (
-        Removed('constant zero', (1,)), Removed('constant merged into carrier channel 2', (0, 3)))
+        Removed('constant zero', (1,)), Removed("constant merged into carrier channel 2 of 'conv2'", (0, 3)))
     assert first.keep_outputs == (2, 4) and second.keep_inputs == (2, 4)
     assert first.emptied == Constants((2,), (3.0,))
     assert second.merged == Constants((0, 2, 3), (1.0, 3.0, 2.0)) and second.carrier == 2
