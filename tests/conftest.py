@@ -1,9 +1,11 @@
 """Fixtures for all tests: a home of their own, no network, one thread, and the data of the golden runs."""
 
 import gzip
+import os
 import pickle
 import shutil
 import socket
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -42,6 +44,14 @@ def hermetic(monkeypatch, tmp_path_factory):
         raise OSError(f'no network in tests: {address}')
 
     monkeypatch.setattr(socket.socket, 'connect', refuse)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_waiting_for_the_disk():
+    """Nobody pulls the plug on a test. That files are synced at all: tests/open_lth/foundations/test_files.py."""
+
+    with mock.patch.object(os, 'fsync', lambda descriptor: None):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +165,8 @@ def save_noise(path, seed):
 
 
 def make_platform(**fields):
-    """A local platform; folders are given as keywords of the same name as its flags."""
+    """A local platform; its flags are given as keywords."""
 
     from open_lth.platforms.registry import get
-    return get('local')(**{name: value if isinstance(value, int) else str(value) for name, value in fields.items()})
+    fields = {name: str(value) if name.endswith('root') else value for name, value in fields.items()}
+    return get('local')(**fields)

@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import torch
 
-from dnnshifter_ext.fuse import fuse_conv_bn
 from dnnshifter_ext.graph import capture
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.prune import apply_plan

@@ -39,6 +39,18 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path, function):
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['file']
 
 
+def test_content_is_on_the_disk_before_it_gets_its_name_and_the_name_after(tmp_path):
+    calls = []
+
+    def record(name):
+        real = getattr(os, name)
+        return mock.patch.object(os, name, lambda *args, **kwargs: (calls.append(name), real(*args, **kwargs))[1])
+
+    with record('fsync'), record('replace'):
+        write(tmp_path / 'file', 'new')
+    assert calls == ['fsync', 'replace', 'fsync'], 'the file, then the folder that holds its new name'
+
+
 def test_readers_see_nothing_until_the_writer_is_done(tmp_path):
     path = tmp_path / 'file'
     with write_atomically(path) as fp:
