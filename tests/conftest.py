@@ -48,7 +48,7 @@ def hermetic(monkeypatch, tmp_path_factory):
 
 @pytest.fixture(scope='session', autouse=True)
 def no_waiting_for_the_disk():
-    """Nobody pulls the plug on a test. That files are synced at all: tests/open_lth/foundations/test_files.py."""
+    """Nobody pulls the plug on a test. That files are synced at all: open_lth/foundations/test_files.py."""
 
     with mock.patch.object(os, 'fsync', lambda descriptor: None):
         yield
