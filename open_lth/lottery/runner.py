@@ -11,7 +11,7 @@ from open_lth.models import registry as models_registry
 from open_lth.platforms.platform import get_platform
 from open_lth.pruning import registry as pruning_registry
 from open_lth.pruning.mask import Mask
-from open_lth.pruning.pruned_model import PrunedModel
+from open_lth.pruning.pruned_model import PrunedModel, load_mask_for
 from open_lth.training.checkpointing import restore_rng_state, save_rng_state
 from open_lth.training.train import is_finished, standard_train
 
@@ -119,7 +119,7 @@ class LotteryRunner(Runner):
             previous = self._location(level - 1)
             model = models_registry.load(previous, self.desc.train_end_step, self.desc.model_hparams,
                                          self.desc.train_outputs)
-            mask = pruning_registry.get(self.desc.pruning_hparams)(model, Mask.load(previous))
+            mask = pruning_registry.get(self.desc.pruning_hparams)(model, load_mask_for(model, previous))
         save_rng_state(location, 'prune')
         mask.save(location)
 
@@ -132,7 +132,7 @@ class LotteryRunner(Runner):
         self._say(print_heading, f'Pruning Level {level}')
         model = models_registry.load(self._location(0), self.desc.train_start_step, self.desc.model_hparams,
                                      self.desc.train_outputs)
-        pruned_model = PrunedModel(model, Mask.load(location))
+        pruned_model = PrunedModel(model, load_mask_for(model, location))
         pruned_model.save(location, self.desc.train_start_step)
         standard_train(pruned_model, location, self.desc.dataset_hparams, self.desc.training_hparams,
                        start_step=self.desc.train_start_step, verbose=self.verbose,

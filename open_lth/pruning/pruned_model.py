@@ -2,7 +2,33 @@
 
 import torch
 
+from open_lth.foundations import paths
+from open_lth.foundations.errors import CorruptFileError
 from open_lth.models import base
+from open_lth.pruning.mask import Mask
+
+
+def load_mask_for(model, location):
+    """The mask saved in a location. CorruptFileError when it is not one of this model."""
+    mask = Mask.load(location)
+    try:
+        _check_fit(model, mask)
+    except ValueError as e:
+        raise CorruptFileError(f'{paths.mask(location)} does not fit the model ({e}). Restore it.') from e
+    return mask
+
+
+def _check_fit(model, mask):
+    state = model.state_dict()
+    for name in model.prunable_layer_names:
+        if name not in mask:
+            raise ValueError(f'missing mask value for {name}')
+        if tuple(mask[name].shape) != tuple(state[name].shape):
+            raise ValueError(f'the mask of {name} has shape {tuple(mask[name].shape)}, '
+                             f'the weights {tuple(state[name].shape)}')
+    for name in mask:
+        if name not in model.prunable_layer_names:
+            raise ValueError(f'key {name} found in mask but is not a valid model tensor')
 
 
 class PrunedModel(base.Model):
@@ -19,18 +45,9 @@ class PrunedModel(base.Model):
     def __init__(self, model, mask):
         if isinstance(model, PrunedModel):
             raise ValueError('cannot nest pruned models')
+        _check_fit(model, mask)
         super().__init__()
         self.model = model
-        state = model.state_dict()
-        for name in model.prunable_layer_names:
-            if name not in mask:
-                raise ValueError(f'missing mask value for {name}')
-            if tuple(mask[name].shape) != tuple(state[name].shape):
-                raise ValueError(f'the mask of {name} has shape {tuple(mask[name].shape)}, '
-                                 f'the weights {tuple(state[name].shape)}')
-        for name in mask:
-            if name not in model.prunable_layer_names:
-                raise ValueError(f'key {name} found in mask but is not a valid model tensor')
         for name, tensor in mask.items():
             self.register_buffer(PrunedModel.to_mask_name(name), tensor.float())
         self._apply_mask()

@@ -14,21 +14,23 @@ def save_checkpoint_callback(output_location, step, model, optimizer, logger, rn
     """Writes the checkpoint (primary process only).
 
     `rng_state` is the generators' state from which the epoch begun at `step` can be served again; the current one
-    by default. It and `grad_scaler` are ours; OpenLTH ignores them.
+    by default. It and `grad_scaler` (with fp16) are ours; OpenLTH ignores them.
     """
     platform = get_platform()
     if not platform.is_primary_process:
         return
     platform.makedirs(output_location)
-    platform.save_model({
+    checkpoint = {
         'ep': step.ep,
         'it': step.it,
         'model_state_dict': model.state_dict(),
         'optimizer_state_dict': optimizer.state_dict(),
         'logger': str(logger),
         'rng_state': rng_state or rng.get_rng_state(),
-        'grad_scaler': optimizer.grad_scaler.state_dict() if hasattr(optimizer, 'grad_scaler') else None,
-    }, paths.checkpoint(output_location))
+    }
+    if hasattr(optimizer, 'grad_scaler'):
+        checkpoint['grad_scaler'] = optimizer.grad_scaler.state_dict()
+    platform.save_model(checkpoint, paths.checkpoint(output_location))
 
 
 def restore_checkpoint(output_location, model, optimizer, iterations_per_epoch):
@@ -76,4 +78,8 @@ def restore_rng_state(output_location, stage):
     platform = get_platform()
     path = paths.rng_state(output_location, stage)
     if platform.exists(path):
-        rng.set_rng_state(platform.load_model(path, map_location=torch.device('cpu')))
+        state = platform.load_model(path, map_location=torch.device('cpu'))
+        try:
+            rng.set_rng_state(state)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as e:
+            raise CorruptFileError(f'{path} is not a state of the random generators ({e}). Restore it.') from e

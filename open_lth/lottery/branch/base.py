@@ -11,6 +11,7 @@ from open_lth.lottery.branch.desc import make_BranchDesc
 from open_lth.models import registry as models_registry
 from open_lth.platforms.platform import get_platform
 from open_lth.pruning.mask import Mask
+from open_lth.pruning.pruned_model import load_mask_for
 from open_lth.training.train import standard_train
 
 
@@ -100,11 +101,15 @@ class Branch(Runner):
 
     # What branch functions are made of.
 
-    def load_mask(self):
-        """The level's mask; FileNotFoundError when the level has not been trained."""
+    def require_mask(self):
+        """Raises FileNotFoundError when the level has no mask, for it has not been trained."""
         if not Mask.exists(self.level_root):
             raise self._missing(f'there is no mask in {self.level_root}')
-        return Mask.load(self.level_root)
+
+    def load_mask(self, model):
+        """The level's mask; FileNotFoundError when there is none, CorruptFileError when it does not fit the model."""
+        self.require_mask()
+        return load_mask_for(model, self.level_root)
 
     def load_level_model(self, step):
         """The level's own model at a step; FileNotFoundError when it was not saved there."""

@@ -7,8 +7,9 @@ from open_lth.pruning.pruned_model import PrunedModel
 
 class Branch(base.Branch):
     def branch_function(self, start_at_step_zero: bool = False):
-        mask = self.load_mask()
+        self.require_mask()
         model = models_registry.get(self.lottery_desc.model_hparams, self.lottery_desc.train_outputs)
+        mask = self.load_mask(model)
         pruned_model = PrunedModel(model, mask)
         mask.save(self.branch_root)
         self.train(pruned_model, self.lottery_desc.str_to_step('0it') if start_at_step_zero

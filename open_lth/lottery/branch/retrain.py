@@ -13,8 +13,8 @@ class Branch(base.Branch):
                         start_at_step_zero: bool = False):
         iterations_per_epoch = datasets_registry.iterations_per_epoch(retrain_d)
         optimizers.validate(retrain_t, iterations_per_epoch)
-        mask = self.load_mask()
         model = self.load_level_model(self.lottery_desc.train_start_step)
+        mask = self.load_mask(model)
         start = 0 if start_at_step_zero else self.lottery_desc.train_start_step.iteration
         self.train(PrunedModel(model, mask), Step.from_iteration(start, iterations_per_epoch), retrain_d, retrain_t)
 

@@ -7,15 +7,14 @@ import torch
 
 from open_lth.datasets import registry as datasets_registry
 from open_lth.datasets.base import DataLoader
-from open_lth.foundations.errors import UserError
 
 _IMAGENET_BATCH_SIZE = 256
 
 
 def select(dataset_hparams, per_class, seed):
-    """A loader of the first `per_class` examples of each class, in a random order of the training set.
+    """A loader of the first `per_class` examples of each class (or all there are) in a random order of the data.
 
-    No augmentation; both orders are fixed by the seed. UserError for a class with too few examples.
+    No augmentation; both orders are fixed by the seed.
     """
     hparams = copy.deepcopy(dataset_hparams)
     hparams.do_not_augment = True
@@ -26,9 +25,6 @@ def select(dataset_hparams, per_class, seed):
     labels = dataset._labels[order]
     by_label = np.argsort(labels, kind='stable')
     counts = np.bincount(labels)
-    short = np.flatnonzero((counts < per_class) & (counts > 0))
-    if len(short):
-        raise UserError(f'class {short[0]} has only {counts[short[0]]} training examples, not {per_class}')
     rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     chosen = np.sort(order[by_label[rank_in_class < per_class]])
     dataset._examples, dataset._labels = dataset._examples[chosen], dataset._labels[chosen]

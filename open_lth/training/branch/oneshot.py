@@ -6,7 +6,7 @@ from open_lth.models import registry as models_registry
 from open_lth.platforms.platform import get_platform
 from open_lth.pruning import oneshot
 from open_lth.pruning.mask import Mask
-from open_lth.pruning.pruned_model import PrunedModel
+from open_lth.pruning.pruned_model import PrunedModel, load_mask_for
 from open_lth.pruning.scores import examples
 from open_lth.pruning.scores import registry as scores_registry
 from open_lth.training.branch import base
@@ -40,8 +40,9 @@ class Branch(base.Branch):
             model = models_registry.get(desc.model_hparams, desc.train_outputs)
         else:
             model = self._load(state_experiment, state_step)
-        standard_train(PrunedModel(model, Mask.load(self.branch_root)), self.branch_root, desc.dataset_hparams,
-                       desc.training_hparams, start_step=desc.str_to_step(start_step), verbose=self.verbose,
+        mask = load_mask_for(model, self.branch_root)
+        standard_train(PrunedModel(model, mask), self.branch_root, desc.dataset_hparams, desc.training_hparams,
+                       start_step=desc.str_to_step(start_step), verbose=self.verbose,
                        evaluate_every_epoch=self.evaluate_every_epoch, weight_save_steps=self.weight_save_steps,
                        title=f'{strategy} {prune_fraction:g}')
 
