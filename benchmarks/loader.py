@@ -1,6 +1,6 @@
 """How many images a second the loaders serve: in bulk from memory against image by image.
 
-    python benchmarks/loader.py [--batch_size=128] [--seconds=3]
+    python benchmarks/loader.py [--batch_size=128] [--threads=1] [--seconds=3]
 
 CIFAR-10-shaped random images with CIFAR-10's augmentation, no training. Both loaders serve the very same images; this
 is checked first. The ratio is what counts: both are measured in turn in one process.
@@ -37,8 +37,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch_size', type=int, default=128)
     parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=1, help='for both; one core against one core by default')
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
 
     random = np.random.RandomState(0)
     images = random.randint(0, 256, (20000, 32, 32, 3)).astype(np.uint8)
