@@ -54,6 +54,37 @@ def analyse(graph_module: fx.GraphModule, shapes: dict[str, torch.Size]) -> Flow
     return Flow(found, values, read, {node: strand_of_id[value.ids] for node, value in values.items()}, num_strands)
 
 
+def collapsed_at(flow: Flow) -> list[str]:
+    """Where the last of the input is lost, if no output of the model depends on it; else nothing.
+
+    Layers by their path, other operations by their node's name, in the order of the graph.
+    """
+    [output] = [node for node in flow.rules if node.op == 'output']
+    dependent = _dependent_on_input(flow)
+    if output in dependent:
+        return []
+    behind, lost = {output}, []
+    for node, rule in reversed(flow.rules.items()):
+        if node in behind:
+            behind.update(set(rule.sources) - dependent)
+            if not dependent.isdisjoint(rule.sources):
+                lost.append(node.target if node.op == 'call_module' else node.name)
+    return lost[::-1]
+
+
+def _dependent_on_input(flow: Flow) -> set[fx.Node]:
+    """Values with a channel that the input can change. (Zero padding beside a constant varies, but not with it.)"""
+    dependent: set[fx.Node] = set()
+    for node, rule in flow.rules.items():
+        value, sources = flow.values[node], [flow.values[source] for source in rule.sources]
+        used = rule.backward(torch.ones(len(value), dtype=torch.bool), ~value.constant, *sources)
+        if node.op == 'placeholder' or any(
+                source in dependent and (used_C & ~other.constant).any()
+                for source, other, used_C in zip(rule.sources, sources, used)):
+            dependent.add(node)
+    return dependent
+
+
 def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> dict:
     """Node -> does anything read this channel? (C,)"""
     read = {node: torch.zeros(len(values[node]), dtype=torch.bool) for node in found}

@@ -16,16 +16,27 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks')
 
 
 class _Tracer(fx.Tracer):
-    """Traces through modules a forward function makes on the spot, such as `nn.AvgPool2d(2)(x)`."""
+    """Traces through modules a forward function makes on the spot, such as `nn.AvgPool2d(2)(x)`.
+
+    failed_in: after an error, the path of the innermost module in which it arose, or ''.
+    """
+
+    failed_in = ''
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        is_installed = any(m is module for module in self.root.modules())
-        return super().call_module(m, forward, args, kwargs) if is_installed else forward(*args, **kwargs)
+        if not any(m is module for module in self.root.modules()):
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)
+            raise
 
 
 def capture(model: nn.Module) -> fx.GraphModule:
     """The graph of a deep copy of `model` in evaluation mode; the model itself is untouched.
 
+    What does nothing in evaluation mode but would tie the graph to torchvision (stochastic depth) is left out.
     Raises ValueError, naming the problem, when torch.fx cannot trace the model, when a layer carries forward
     hooks or parametrizations (their effect would be lost) or when a weight is NaN or infinite.
     """
@@ -37,16 +48,31 @@ def capture(model: nn.Module) -> fx.GraphModule:
         if is_parametrized(module):
             raise ValueError(f"{name}: '{path}' is parametrized; call remove_parametrizations before the "
                              'conversion')
+    tracer = _Tracer()
     try:
         root = copy.deepcopy(model).eval()
-        graph_module = fx.GraphModule(root, _Tracer().trace(root), name)
+        graph_module = fx.GraphModule(root, _drop_stochastic_depth(tracer.trace(root)), name)
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ValueError(f'{name}: torch.fx cannot trace this model: {reason}') from error
+        where = f" ('{tracer.failed_in}')" if tracer.failed_in else ''
+        raise ValueError(f'{name}: torch.fx cannot trace this model: {reason}{where}; rewrite that part of its '
+                         'forward, or convert the model without it') from error
     for path, tensor in graph_module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name}: '{path}' has NaN or infinite entries")
+            raise ValueError(f"{name}: '{path}' has NaN or infinite entries; take weights from before "
+                             'the training diverged')
     return graph_module
+
+
+def _drop_stochastic_depth(graph: fx.Graph) -> fx.Graph:
+    """The graph without the calls that only return their input. torchvision wraps the function: it is not traced."""
+    for node in graph.nodes:
+        if (node.op == 'call_function' and getattr(node.target, '__name__', '') == 'stochastic_depth'
+                and node.target.__module__.startswith('torchvision.') and len(node.args) == 4
+                and node.args[3] is False):  # input, p, mode, training
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return graph
 
 
 def rebuild(
@@ -119,5 +145,5 @@ def trace_shapes(graph_module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f'{type(graph_module).__name__} does not accept example inputs of shape {shapes}: '
-                         f'{reason}') from error
+                         f'{reason}; give the shape it was trained on') from error
     return tracer.shapes

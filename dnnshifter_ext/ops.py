@@ -65,7 +65,12 @@ MODULE_ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Flatten: ('start_dim', 'end_dim'),
     nn.Softmax: ('dim',),
     nn.LogSoftmax: ('dim',),
+    nn.LayerNorm: ('normalized_shape', 'eps', 'elementwise_affine', 'bias'),
+    nn.MultiheadAttention: ('embed_dim', 'num_heads', 'dropout', 'bias', 'add_bias_kv', 'add_zero_attn', 'kdim', 'vdim',
+                            'batch_first'),
 }
+# Arguments that say whether there is a tensor -> the attribute that holds it, where it has another name.
+_IS_GIVEN = {'bias': 'bias', 'add_bias_kv': 'bias_k'}
 
 ELEMENTWISE_FUNCTIONS: dict[str, Callable] = {
     'torch.relu': torch.relu,
@@ -107,6 +112,7 @@ FUNCTIONS: dict[str, Callable] = {
     'functional.softmax': functional.softmax,
     'functional.log_softmax': functional.log_softmax,
     'functional.pad': functional.pad,
+    'functional.layer_norm': functional.layer_norm,
     'torch.flatten': torch.flatten,
     'torch.reshape': torch.reshape,
     'torch.index_select': torch.index_select,
@@ -118,6 +124,9 @@ FUNCTIONS: dict[str, Callable] = {
     'torch.mul': torch.mul,
     'torch.cat': torch.cat,
     'torch.mean': torch.mean,
+    'torch.einsum': torch.einsum,
+    'torch.swapaxes': torch.swapaxes,
+    'torch._assert': torch._assert,
     'operator.add': operator.add,
     'operator.iadd': operator.iadd,
     'operator.sub': operator.sub,
@@ -126,6 +135,7 @@ FUNCTIONS: dict[str, Callable] = {
     'operator.truediv': operator.truediv,
     'operator.floordiv': operator.floordiv,
     'operator.getitem': operator.getitem,
+    'operator.eq': operator.eq,
     'math.prod': math.prod,
     'getattr': getattr,
 }
@@ -134,6 +144,7 @@ ELEMENTWISE_METHODS = frozenset({'relu', 'relu_', 'sigmoid', 'sigmoid_', 'tanh',
 METHODS = ELEMENTWISE_METHODS | {
     'add', 'add_', 'mul', 'mul_', 'size', 'view', 'reshape', 'flatten', 'mean', 'contiguous',
     'permute', 'transpose', 'squeeze', 'unsqueeze', 'chunk', 'split', 'softmax', 'log_softmax',
+    'dim', 'expand',
 }
 
 
@@ -150,10 +161,9 @@ def arguments(module: nn.Module) -> dict:
     if type(module) not in MODULE_ARGUMENTS:
         kind = type(module)
         raise ValueError(f"module type '{kind.__module__}.{kind.__qualname__}' is not supported")
-    values = {name: getattr(module, name) for name in MODULE_ARGUMENTS[type(module)]}
-    if 'bias' in values:
-        values['bias'] = values['bias'] is not None
-    return values
+    tensors = _IS_GIVEN | ({'bias': 'in_proj_bias'} if type(module) is nn.MultiheadAttention else {})
+    return {name: getattr(module, tensors[name]) is not None if name in tensors else getattr(module, name)
+            for name in MODULE_ARGUMENTS[type(module)]}
 
 
 def construct(kind: type[nn.Module], values: dict) -> nn.Module:

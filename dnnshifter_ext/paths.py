@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 EXPERIMENT = 'dnnshifter'
 
@@ -30,3 +31,8 @@ def portfolio_table(directory: str) -> str: return os.path.join(directory, 'port
 
 
 def portfolio_figure(directory: str) -> str: return os.path.join(directory, 'portfolio.png')
+
+
+def plan_beside(output: pathlib.Path) -> pathlib.Path:
+    """The plan of a model that the command `convert` writes to `output`."""
+    return output.with_name(f'{output.stem}.plan.json')

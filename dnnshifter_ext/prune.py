@@ -73,9 +73,9 @@ def _shuffled(node: fx.Node, plan: NodePlan, narrow: dict[str, nn.Module | torch
 
 def _erase_unused(node: fx.Node) -> None:
     """Erases a node nobody reads, and what was computed for it alone: sizes and views, nothing with an effect."""
-    if node.users:
-        return
     inputs = list(node.all_input_nodes)
+    if node.users or not inputs:  # without inputs it has been erased already, on another path
+        return
     node.graph.erase_node(node)
     for source in inputs:
         if source.op == 'call_method' or source.target in (operator.getitem, operator.floordiv, getattr,
