@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 
 demo: $(VENV)/.installed
 	$(RUN) main.py lottery --default_hparams=cifar_vgg_5 --dataset_name=digits --levels=8 --pruning_fraction=0.5 \
-		--batch_size=32 --lr=0.05 --training_steps=3ep --milestone_steps=2ep --rewinding_steps=1ep --root=runs
+		--batch_size=32 --lr=0.05 --training_steps=2ep --milestone_steps=1ep --rewinding_steps=20it --root=runs
 
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .

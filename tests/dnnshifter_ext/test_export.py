@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 import torchvision
+from torchvision.models.convnext import CNBlockConfig
 
 from dnnshifter_ext import export
 from dnnshifter_ext.conversion import convert
@@ -22,6 +23,11 @@ MODELS = {
     'flattening': (nets.FlatteningNet, nets.images()),
     'resnet18': (lambda: torchvision.models.resnet18(weights=None), nets.images(32)),
     'resnet50': (lambda: torchvision.models.resnet50(weights=None, width_per_group=16), nets.images(32)),
+    'efficientnet': (lambda: torchvision.models.efficientnet_b0(weights=None, num_classes=4), nets.images(32, num=2)),
+    'convnext': (lambda: torchvision.models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.5),
+                 nets.images(32)),
+    'vit': (lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64), nets.images(32)),
+    'maxvit': (lambda: torchvision.models.MaxVit((64, 64), 16, 2, [16], [1], 8, 0.1), nets.images(64, num=2)),
 }
 
 
@@ -94,6 +100,28 @@ def test_every_kind_of_argument_and_attribute(path):
     assert isinstance(loaded.scale, nn.Parameter) and 'offset' in dict(loaded.named_buffers())
     # A view takes no more room than it shows.
     assert torch.load(path, weights_only=True)['tensors']['offset'].untyped_storage().nbytes() == 8
+
+
+@pytest.mark.parametrize('arguments', [
+    dict(), dict(bias=False), dict(add_bias_kv=True), dict(add_zero_attn=True), dict(kdim=5, vdim=6),
+    dict(batch_first=True), dict(kdim=5, bias=False)], ids=str)
+def test_every_kind_of_attention(arguments, path):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, **arguments)
+            self.norms = nn.ModuleList([nn.LayerNorm(8, bias=False), nn.LayerNorm((3, 8), 0.1, False)])
+
+        def forward(self, query, key, value):
+            y, _ = self.attention(query, key, value)
+            return self.norms[1](self.norms[0](y))
+
+    model = Attention().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    export.save(model, path)
+    x = torch.randn(4, 3, 8), torch.randn(4, 3, arguments.get('kdim', 8)), torch.randn(4, 3, arguments.get('vdim', 8))
+    assert torch.equal(export.load(path)(*x), model(*x))
 
 
 def test_layers_with_dashes_and_digits_in_their_names(path):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torchvision.ops import StochasticDepth
 
 from dnnshifter_ext.graph import capture, rebuild
 from tests.dnnshifter_ext import nets
@@ -61,3 +62,28 @@ def test_rebuild_replaces_copies_and_keeps_the_order_of_the_state_dict():
     assert list(rebuilt.state_dict()) == list(captured.state_dict())
     for name, tensor in captured.state_dict().items():
         assert rebuilt.state_dict()[name].data_ptr() != tensor.data_ptr(), name
+
+
+def test_stochastic_depth_is_left_out_in_evaluation_mode_only():
+    model = nn.Sequential(nn.Linear(3, 2), StochasticDepth(0.5, 'row'), StochasticDepth(0.5, 'batch'), nn.ReLU())
+    captured = capture(model.train())
+    assert [node.op for node in captured.graph.nodes] == ['placeholder', 'call_module', 'call_module', 'output']
+    x = torch.randn(4, 3)
+    assert torch.equal(captured(x), model.eval()(x))
+
+    class Always(StochasticDepth):
+        def forward(self, x):
+            self.training = True
+            return super().forward(x)
+
+    assert any(node.name == 'stochastic_depth' for node in capture(Always(0.5, 'row')).graph.nodes)
+
+
+def test_the_layer_that_cannot_be_traced_is_named():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), Branching()))
+    with pytest.raises(ValueError, match=r"Sequential: torch.fx cannot trace this model: .+ \('1.1'\)"):
+        capture(model)

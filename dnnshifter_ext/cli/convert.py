@@ -1,0 +1,183 @@
+"""The command `convert`: a user's own sparse model into a smaller file, with the table and the proof on the screen."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+import json
+import math
+import os
+import pathlib
+import re
+
+import torch
+from torch import nn
+
+from dnnshifter_ext import export, paths, sources
+from dnnshifter_ext.conversion import Conversion, convert
+from dnnshifter_ext.flow import analyse, collapsed_at
+from dnnshifter_ext.graph import trace_shapes
+from dnnshifter_ext.plan import LayerPlan, RemovalPlan
+from dnnshifter_ext.profiler import size_bytes
+from open_lth.cli.runner_registry import DESCRIPTIONS
+from open_lth.foundations.errors import UserError
+from open_lth.foundations.files import write_atomically
+from open_lth.foundations.runner import Runner
+
+MODES = ('exact', 'paper')
+# As many inputs for the proof as there is time for: 16 of 3x64x64, 2 of 3x224x224.
+MIN_INPUTS, MAX_INPUTS, MAX_VALUES = 2, 16, 16 * 3 * 64 * 64
+
+_SHAPE = re.compile(r'[1-9]\d{0,4}(x[1-9]\d{0,4})*')
+
+
+@dataclass
+class ConvertRunner(Runner):
+    model: str
+    checkpoint: str
+    output: pathlib.Path
+    input_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+    mode: str = 'exact'
+    round_to: int = 1
+
+    @staticmethod
+    def description() -> str:
+        return DESCRIPTIONS['convert']
+
+    @staticmethod
+    def add_args(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_argument_group('Conversion', 'What is converted, and how.')
+        group.add_argument('--model', help='(required: str) A torchvision architecture (resnet50), a function of your '
+                           'own (package.module:factory), or a model of OpenLTH (cifar_vgg_16).')
+        group.add_argument('--checkpoint', help='(required: str) A file with a state dict (masks of '
+                           'torch.nn.utils.prune are multiplied in), or the folder level_K/main of a run.')
+        group.add_argument('--output', help='(required: str) The file of the pruned model, for dnnshifter_ext.load. '
+                           'The plan goes beside it, to NAME.plan.json.')
+        group.add_argument('--input_shape', help='The shape of one input, for example 3x32x32 (required unless known '
+                           "from the OpenLTH model's data set).")
+        group.add_argument('--num_classes', type=int, help="(optional: int) The number of the model's outputs. "
+                           "Without it: that of the checkpoint's last layer.")
+        group.add_argument('--mode', default='exact', help='(default: exact) exact, or paper for the published rule, '
+                           'which drops constants and so changes the outputs.')
+        group.add_argument('--round_to', type=int, default=1, help='(default: 1) Keeps channels that could go until '
+                           'layers have a multiple of this many.')
+
+    @staticmethod
+    def create_from_args(args: argparse.Namespace) -> ConvertRunner:
+        for name in ('model', 'checkpoint', 'output'):
+            if not getattr(args, name):
+                raise UserError(f'convert needs --{name}; see convert --help')
+        if args.input_shape is not None and not _SHAPE.fullmatch(args.input_shape):
+            raise UserError(f"--input_shape is written like 3x32x32, not '{args.input_shape}'")
+        if args.mode not in MODES:
+            raise UserError(f'--mode is {" or ".join(MODES)}, not {args.mode}')
+        for name in ('num_classes', 'round_to'):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise UserError(f'--{name} must be at least 1, not {getattr(args, name)}')
+        input_shape = args.input_shape and tuple(map(int, args.input_shape.split('x')))
+        return ConvertRunner(args.model, args.checkpoint, pathlib.Path(args.output), input_shape, args.num_classes,
+                             args.mode, args.round_to)
+
+    def display_output_location(self) -> None:
+        print(self.output)
+
+    def run(self) -> None:
+        _check_output(self.output, self.checkpoint)
+        model, path = sources.load_model(self.model, self.checkpoint, self.num_classes)
+        shape = self.input_shape or sources.known_input_shape(self.model)
+        if shape is None:
+            raise UserError(f'the inputs of {self.model} are not known: give --input_shape, for example 3x224x224')
+        try:
+            inputs = random_inputs(shape)
+            conversion = convert(model, inputs, mode=self.mode, round_to=self.round_to)
+            _check_collapse(conversion, inputs)
+            export.save(conversion.model, self.output)
+        except (ValueError, MemoryError) as error:
+            raise UserError(f'{path} cannot be converted: {error}') from error
+        plan_path = paths.plan_beside(self.output)
+        with write_atomically(plan_path) as file:
+            json.dump(conversion.plan.to_dict(), file)
+        print('\n'.join([
+            f'{self.model}, weights of {path}', '', layer_table(conversion.plan), '',
+            *proof_lines(conversion, inputs, self.mode), '', *size_lines(model, conversion), '',
+            f'Model: {self.output}', f'Plan: {plan_path}']))
+
+
+def random_inputs(shape: Sequence[int]) -> torch.Tensor:
+    """A batch of standard normal inputs, always the same. Raises MemoryError."""
+    num = max(MIN_INPUTS, min(MAX_INPUTS, MAX_VALUES // math.prod(shape)))
+    try:
+        return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
+    except RuntimeError as error:
+        raise MemoryError(f'{num} inputs of {_by(shape)} do not fit into memory') from error
+
+
+def layer_table(plan: RemovalPlan) -> str:
+    """One line per layer: its name, its output channels before and after, and what went and why, or why all stay."""
+    rows = [('layer', 'channels', 'what went, and why')]
+    for layer in plan.layers:
+        num_kept = len(layer.keep_outputs)
+        channels = f'{layer.num_outputs} -> {num_kept}' if layer.num_removed else str(num_kept)
+        rows.append((layer.layer, channels, _reasons(layer)))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return '\n'.join(f'{name:{widths[0]}}  {channels:>{widths[1]}}  {why}'.rstrip() for name, channels, why in rows)
+
+
+def _reasons(layer: LayerPlan) -> str:
+    parts = [f'{len(removed.channels)} {removed.reason}' for removed in layer.removed]
+    if layer.barrier:
+        parts.append(f'all stay: {layer.barrier}')
+    return '; '.join(parts)
+
+
+def proof_lines(conversion: Conversion, inputs: torch.Tensor, mode: str) -> list[str]:
+    """The pruned model against the given one, and how much of the difference is due to what."""
+    report = conversion.report
+    lines = [
+        f'Check in float64, on {len(inputs)} random inputs of {_by(inputs.shape[1:])}:',
+        f'    max |difference|     {report.max_abs_difference:.3g}, where the outputs range over '
+        f'{report.output_range:.3g}',
+        f'    changed predictions  {report.changed_predictions} of {report.num_predictions}',
+        f'    fusion by itself     {conversion.fusion.max_abs_difference:.3g} (rounding of the fused weights)',
+        f'    removal by itself    {conversion.removal.max_abs_difference:.3g} (carried out in float64)']
+    if mode == 'paper':
+        lines += ['    --mode=paper drops the constants that removed channels emit: the difference is what that does.',
+                  '    --mode=exact keeps them.']
+    return lines
+
+
+def size_lines(model: nn.Module, conversion: Conversion) -> list[str]:
+    """Parameters, bytes (with the buffers) and times."""
+    num_before, num_after = (sum(p.numel() for p in part.parameters()) for part in (model, conversion.model))
+    bytes_before, bytes_after = size_bytes(model), size_bytes(conversion.model)
+    return [f'Channels    {conversion.plan.num_removed:,} removed',
+            f'Parameters  {num_before:,} -> {num_after:,} ({num_before / num_after:.2f}x smaller)',
+            f'Bytes       {bytes_before:,} -> {bytes_after:,} ({bytes_before / bytes_after:.2f}x smaller)',
+            f'Times       capture {conversion.capture_time_ms:.0f} ms, fusing {conversion.fusing_time_ms:.0f} ms, '
+            f'pruning {conversion.pruning_time_ms:.0f} ms, checking {conversion.verifying_time_ms:.0f} ms']
+
+
+def _check_output(output: pathlib.Path, checkpoint: str) -> None:
+    """Before any work: UserError if the files cannot be written, or would replace the checkpoint."""
+    if not output.parent.is_dir():
+        raise UserError(f'--output: there is no folder {output.parent}')
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise UserError(f'--output: the folder {output.parent} is not writable')
+    for path in (output, paths.plan_beside(output)):
+        if path.is_dir():
+            raise UserError(f'--output: {path} is a folder')
+        if path.exists() and os.path.exists(checkpoint) and path.samefile(checkpoint):
+            raise UserError(f'--output: {path} would replace the checkpoint')
+
+
+def _check_collapse(conversion: Conversion, inputs: torch.Tensor) -> None:
+    names = collapsed_at(analyse(conversion.fused, trace_shapes(conversion.fused, [inputs[:1]])))
+    if names:
+        raise ValueError(f"every output of the model is constant: nothing of the input gets past "
+                         f"{' and '.join(map(repr, names))}. Prune less, or keep some weights of that layer")
+
+
+def _by(shape: Sequence[int]) -> str:
+    return 'x'.join(map(str, shape))
