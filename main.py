@@ -2,7 +2,6 @@
 """The command line of the project: OpenLTH's commands, with DNNShifter's conversion after every pruning level."""
 
 import dnnshifter_ext.install
-
 import open_lth.main
 
 if __name__ == '__main__':
