@@ -12,8 +12,6 @@ import itertools
 import json
 import os
 
-import torch
-
 from dnnshifter_ext import export, paths, portfolio
 from dnnshifter_ext.conversion import Conversion, convert
 from dnnshifter_ext.profiler import Profile, profile_together
@@ -25,6 +23,7 @@ from open_lth.lottery.desc import LotteryDesc
 from open_lth.models import registry as models_registry
 from open_lth.platforms.platform import get_platform
 from open_lth.pruning.mask import Mask
+from open_lth.pruning.pruned_model import PrunedModel, load_mask_for
 
 NUM_EXAMPLES_VERIFIED = 16
 
@@ -52,9 +51,9 @@ def convert_level(desc: LotteryDesc, replicate: int, level: int) -> None:
     require_trained(desc, replicate, level)
     with preserve_rng_state():
         location = desc.run_path(replicate, level)
-        mask = Mask.load(location)
         model = models_registry.load(location, desc.train_end_step, desc.model_hparams, desc.train_outputs)
-        _multiply_in(model, mask)
+        mask = load_mask_for(model, location)
+        model = PrunedModel(model, mask).model  # now with the mask multiplied in
         test_loader = datasets_registry.get(desc.dataset_hparams, train=False)
         batches = iter(test_loader)
         first = next(batches)
@@ -104,21 +103,12 @@ def _naming(level: int, location: str) -> Iterator[None]:
         raise UserError(f'level {level} in {location} cannot be converted: {error}') from error
 
 
-def _multiply_in(model: torch.nn.Module, mask: Mask) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in mask:
-                parameter.mul_(mask[name].to(parameter.device))
-
-
 def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: dict[str, Profile]) -> dict:
-    num_total = sum(tensor.numel() for tensor in mask.values())
-    num_kept = sum(int(tensor.count_nonzero()) for tensor in mask.values())
     return {
         'level': level,
-        'num_prunable': num_total,
-        'num_kept': num_kept,
-        'compression_ratio': num_total / max(num_kept, 1),
+        'num_prunable': mask.num_total,
+        'num_kept': mask.num_kept,
+        'compression_ratio': mask.num_total / max(mask.num_kept, 1),
         'sparse': profiles['sparse'].to_dict(),
         'pruned': profiles['pruned'].to_dict(),
         'fusing_time_ms': conversion.fusing_time_ms,

@@ -156,9 +156,8 @@ class _Recogniser:
             return self._activation(node, source, axis)
         if (node.op == 'call_method' and target in _SAME_METHODS and len(node.args) == 1) or target in _SAME_FUNCTIONS:
             return rules.Same(node, source, axis=axis) if ndim == len(self.shapes[node]) else None
-        if target is functional.dropout or getattr(target, '__name__', '') == 'stochastic_depth':
-            training = _argument(node, 2 if target is functional.dropout else 3, 'training', True)
-            return None if training else rules.Same(node, source, axis=axis)
+        if target is functional.dropout:
+            return None if _argument(node, 2, 'training', True) else rules.Same(node, source, axis=axis)
         if target in ops.MAX_POOL_FUNCTIONS and not _argument(node, 6, 'return_indices', False):
             return self._pool(node, source, ops.MAX_POOL_FUNCTIONS.index(target) + 1)
         if target in ops.AVG_POOL_FUNCTIONS:
