@@ -27,12 +27,16 @@ from dnnshifter_ext.recognise import find_rules
 
 @dataclass(frozen=True)
 class Flow:
-    """What is known of the channels of every value: its rule, what `forward` found, what is read, the strands (C,)."""
+    """What is known of the channels of every value: its rule, what `forward` found, what is read, the strands (C,).
+
+    needs: which channels the node itself reads, source by source.
+    """
 
     rules: dict[fx.Node, rules.Rule]
     values: dict[fx.Node, rules.Value]
-    read: dict[fx.Node, torch.Tensor]
-    strands: dict[fx.Node, torch.Tensor]
+    read: dict[fx.Node, np.ndarray]
+    needs: dict[fx.Node, list[np.ndarray]]
+    strands: dict[fx.Node, np.ndarray]
     num_strands: int
 
 
@@ -42,16 +46,21 @@ def analyse(graph_module: fx.GraphModule, shapes: dict[str, torch.Size]) -> Flow
     Both are one pass: what is constant does not depend on what is read, and the graph has no loops.
     `shapes` holds the shape of every tensor for some input, by the node's name (see `graph.trace_shapes`).
     """
-    found = find_rules(graph_module, {node: shapes[node.name] for node in graph_module.graph.nodes
-                                      if node.name in shapes})
+    return follow(find_rules(graph_module, {node: shapes[node.name] for node in graph_module.graph.nodes
+                                            if node.name in shapes}))
+
+
+def follow(found: dict[fx.Node, rules.Rule]) -> Flow:
+    """The same for rules that are found already."""
     ids = rules.Ids()
     values: dict[fx.Node, rules.Value] = {}
     with torch.no_grad():
         for node, rule in found.items():
             values[node] = rule.forward(ids, *(values[source] for source in rule.sources))
-        read = _read_backwards(found, values)
+        read, needs = _read_backwards(found, values)
     strand_of_id, num_strands = _strands(ids)
-    return Flow(found, values, read, {node: strand_of_id[value.ids] for node, value in values.items()}, num_strands)
+    strands = {node: strand_of_id[value.ids] for node, value in values.items()}
+    return Flow(found, values, read, needs, strands, num_strands)
 
 
 def collapsed_at(flow: Flow) -> list[str]:
@@ -77,7 +86,7 @@ def _dependent_on_input(flow: Flow) -> set[fx.Node]:
     dependent: set[fx.Node] = set()
     for node, rule in flow.rules.items():
         value, sources = flow.values[node], [flow.values[source] for source in rule.sources]
-        used = rule.backward(torch.ones(len(value), dtype=torch.bool), ~value.constant, *sources)
+        used = rule.backward(np.ones(len(value), dtype=bool), ~value.constant, *sources)
         if node.op == 'placeholder' or any(
                 source in dependent and (used_C & ~other.constant).any()
                 for source, other, used_C in zip(rule.sources, sources, used)):
@@ -85,21 +94,21 @@ def _dependent_on_input(flow: Flow) -> set[fx.Node]:
     return dependent
 
 
-def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> dict:
-    """Node -> does anything read this channel? (C,)"""
-    read = {node: torch.zeros(len(values[node]), dtype=torch.bool) for node in found}
+def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> tuple[dict, dict]:
+    """Node -> does anything read this channel? (C,); node -> which channels of each of its sources it reads."""
+    read = {node: np.full(len(values[node]), rule.is_pinned) for node, rule in found.items()}
+    needs: dict[fx.Node, list[np.ndarray]] = {}
     for node, rule in reversed(found.items()):
-        read[node] |= rule.is_pinned
         varies = read[node] & ~values[node].constant
-        needed = rule.backward(read[node], varies, *(values[source] for source in rule.sources))
-        for source, read_C in zip(rule.sources, needed):
+        needs[node] = rule.backward(read[node], varies, *(values[source] for source in rule.sources))
+        for source, read_C in zip(rule.sources, needs[node]):
             read[source] |= read_C
-    return read
+    return read, needs
 
 
-def _strands(ids: rules.Ids) -> tuple[torch.Tensor, int]:
+def _strands(ids: rules.Ids) -> tuple[np.ndarray, int]:
     """(id -> strand, number of strands): the connected components of the ids that were joined."""
     first, second = ids.joined()
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(ids.count, ids.count))
     num_strands, strand_of_id = connected_components(graph, directed=False)
-    return torch.from_numpy(strand_of_id).long(), num_strands
+    return strand_of_id, num_strands

@@ -6,8 +6,10 @@ W' = s * W per output channel and b' = s * b + beta - s * mean (paper, section o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import copy
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -16,39 +18,71 @@ from dnnshifter_ext.graph import rebuild, single_calls
 
 _NORM_OF = dict(zip(ops.CONVS, ops.BATCH_NORMS, strict=True)) | {nn.Linear: nn.BatchNorm1d}
 
+
 def fuse_conv_bn(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A new module in which every batch norm that directly follows a layer has become part of that layer.
 
-    The arithmetic is done in float64 and stored in the layer's own type; dilation, groups, stride, padding
-    and its mode stay. A batch norm without running statistics, or whose input is also read elsewhere, stays
-    too.
+    Scales and biases are computed in float64 and stored in the layer's own type; dilation, groups, stride, padding and
+    its mode stay. A batch norm without running statistics, or whose input is also read elsewhere, stays too.
     """
+    graph = copy.deepcopy(graph_module.graph)
+    norms = fusable_norms(graph_module)
+    drop_nodes(graph, norms.values())
+    fused = {path: fused_layer(graph_module.get_submodule(path), graph_module.get_submodule(norm.target))
+             for path, norm in norms.items()}
+    return rebuild(graph_module, fused, graph)
+
+
+def fusable_norms(graph_module: fx.GraphModule) -> dict[str, fx.Node]:
+    """Path of a layer -> the batch norm that can become part of it."""
     calls = single_calls(graph_module)
-    new_graph = copy.deepcopy(graph_module.graph)
-    fused: dict[str, nn.Module] = {}
-    for old, new in zip(list(graph_module.graph.nodes), list(new_graph.nodes), strict=True):
-        if _can_fuse(calls, old):
-            source = old.args[0]
-            fused[source.target] = fused_layer(calls[source], calls[old])
-            new.replace_all_uses_with(new.args[0])
-            new_graph.erase_node(new)
-    return rebuild(graph_module, fused, new_graph)
+    return {node.args[0].target: node for node in calls if _can_fuse(calls, node)}
+
+
+def drop_nodes(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
+    """Takes the nodes of those names out of the graph: their readers read what they read."""
+    names = {node.name for node in nodes}
+    for node in graph.nodes:
+        if node.name in names:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """(s, t), each (C,) in float64: in evaluation mode the batch norm computes s * x + t."""
+    scale_C = 1 / np.sqrt(numbers(norm.running_var) + norm.eps)
+    if norm.weight is not None:
+        scale_C *= numbers(norm.weight)
+    shift_C = -scale_C * numbers(norm.running_mean)
+    if norm.bias is not None:
+        shift_C += numbers(norm.bias)
+    return scale_C, shift_C
 
 
 def fused_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
     """One conv or linear layer that computes norm(layer(x)) in evaluation mode."""
-    weight = layer.weight.detach()
-    scale_O = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale_O = scale_O * norm.weight.detach().double()
-    bias_O = -scale_O * norm.running_mean.double()
-    if norm.bias is not None:
-        bias_O = bias_O + norm.bias.detach().double()
+    scale_O, bias_O = scale_and_shift(norm)
     if layer.bias is not None:
-        bias_O = bias_O + scale_O * layer.bias.detach().double()
-    scaled = weight.to(torch.float64, copy=True)  # a product of mixed types takes 30 times as long
-    scaled *= scale_O.view(-1, *[1] * (weight.ndim - 1))
-    return ops.with_tensors(layer, scaled.to(weight.dtype), bias_O.to(weight.dtype))
+        bias_O += scale_O * numbers(layer.bias)
+    weight = layer.weight.detach()
+    return ops.with_tensors(layer, scaled(weight, scale_O), torch.from_numpy(bias_O).to(weight))
+
+
+def scaled(weight: torch.Tensor, scale_O: np.ndarray) -> torch.Tensor:
+    """weight (O, ...) times the scale of each output.
+
+    The scale is the sum of two numbers of the weight's type: rounded to one, it would be wrong for all weights of an
+    output alike, and such errors add up. A product in float64 would take several times as long.
+    """
+    scale = torch.from_numpy(scale_O).to(weight.device).view(-1, *[1] * (weight.ndim - 1))
+    rounded = scale.to(weight.dtype)
+    rest = (scale - rounded).to(weight.dtype)
+    return (weight * rest).addcmul_(weight, rounded)
+
+
+def numbers(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor in float64."""
+    return tensor.detach().double().cpu().numpy()
 
 
 def _can_fuse(calls: dict[fx.Node, nn.Module], node: fx.Node) -> bool:

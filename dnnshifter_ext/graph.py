@@ -34,11 +34,11 @@ class _Tracer(fx.Tracer):
 
 
 def capture(model: nn.Module) -> fx.GraphModule:
-    """The graph of a deep copy of `model` in evaluation mode; the model itself is untouched.
+    """The graph of a copy of `model` that shares its tensors: they may not be changed.
 
     What does nothing in evaluation mode but would tie the graph to torchvision (stochastic depth) is left out.
-    Raises ValueError, naming the problem, when torch.fx cannot trace the model, when a layer carries forward
-    hooks or parametrizations (their effect would be lost) or when a weight is NaN or infinite.
+    Raises ValueError, naming the problem, when a layer carries forward hooks or parametrizations (their effect would
+    be lost), when the model is in training mode, when torch.fx cannot trace it or when a weight is NaN or infinite.
     """
     name = type(model).__name__
     for path, module in model.named_modules():
@@ -48,17 +48,24 @@ def capture(model: nn.Module) -> fx.GraphModule:
         if is_parametrized(module):
             raise ValueError(f"{name}: '{path}' is parametrized; call remove_parametrizations before the "
                              'conversion')
+    training = {path: type(module) for path, module in model.named_modules() if module.training}
+    if training:
+        path = next((path for path, kind in training.items() if kind in ops.BATCH_NORMS), next(iter(training)))
+        where = f"'{path}' ({training[path].__name__}) is" if path else 'the model is'
+        raise ValueError(f'{name}: {where} in training mode; call model.eval() before the conversion')
     tracer = _Tracer()
     try:
-        root = copy.deepcopy(model).eval()
-        graph_module = fx.GraphModule(root, _drop_stochastic_depth(tracer.trace(root)), name)
+        # Tracing may leave attributes in the root.
+        root = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+        graph_module = fx.GraphModule(root, _drop_stochastic_depth(tracer.trace(root)), name).eval()
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = f" ('{tracer.failed_in}')" if tracer.failed_in else ''
         raise ValueError(f'{name}: torch.fx cannot trace this model: {reason}{where}; rewrite that part of its '
                          'forward, or convert the model without it') from error
     for path, tensor in graph_module.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        # A finite sum proves it in a tenth of the time; an infinite one may only have overflowed.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise ValueError(f"{name}: '{path}' has NaN or infinite entries; take weights from before "
                              'the training diverged')
     return graph_module
@@ -85,7 +92,7 @@ def rebuild(
         if node.op in ('call_module', 'get_attr') and node.target not in parts:
             path, _, attribute = node.target.rpartition('.')
             parts[node.target] = replacements[node.target] if node.target in replacements else (
-                copy.deepcopy(getattr(graph_module.get_submodule(path), attribute)))
+                ops.copy_of(getattr(graph_module.get_submodule(path), attribute)))
     return assemble(parts, graph, type(graph_module).__name__)
 
 
@@ -110,7 +117,8 @@ def assemble(parts: dict[str, nn.Module | torch.Tensor], graph: fx.Graph, name: 
 
 def single_calls(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Module]:
     """Node -> module, for modules that are called exactly once, with one value, and nobody else reads."""
-    called = [(node, graph_module.get_submodule(node.target))
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    called = [(node, modules[node.target])
               for node in graph_module.graph.nodes if node.op == 'call_module']
     num_calls = Counter(id(module) for _, module in called)
     shared = {node.target.rpartition('.')[0] for node in graph_module.graph.nodes if node.op == 'get_attr'}

@@ -7,6 +7,8 @@ analysis treats it as a barrier (the channels that reach it stay) and the export
 from __future__ import annotations
 
 from collections.abc import Callable
+import copy
+import importlib
 import math
 import operator
 
@@ -115,6 +117,7 @@ FUNCTIONS: dict[str, Callable] = {
     'functional.layer_norm': functional.layer_norm,
     'torch.flatten': torch.flatten,
     'torch.reshape': torch.reshape,
+    'torch.index_add': torch.index_add,
     'torch.index_select': torch.index_select,
     'torch.chunk': torch.chunk,
     'torch.split': torch.split,
@@ -140,12 +143,41 @@ FUNCTIONS: dict[str, Callable] = {
     'getattr': getattr,
 }
 
+_SWIN = 'torchvision.models.swin_transformer'
+# What torchvision keeps whole in the graphs of its Swin transformers, for control flow that depends on shapes: tensors,
+# numbers and lists of numbers in, a tensor out. Whether another version of torchvision still has them shows when used.
+SWIN_FUNCTIONS = tuple(f'{_SWIN}.{name}' for name in (
+    '_patch_merging_pad', '_get_relative_position_bias', 'shifted_window_attention'))
+_NAMES = {function: name for name, function in FUNCTIONS.items()}
+
 ELEMENTWISE_METHODS = frozenset({'relu', 'relu_', 'sigmoid', 'sigmoid_', 'tanh', 'tanh_'})
 METHODS = ELEMENTWISE_METHODS | {
-    'add', 'add_', 'mul', 'mul_', 'size', 'view', 'reshape', 'flatten', 'mean', 'contiguous',
+    'add', 'add_', 'index_add_', 'mul', 'mul_', 'size', 'view', 'reshape', 'flatten', 'mean', 'contiguous',
     'permute', 'transpose', 'squeeze', 'unsqueeze', 'chunk', 'split', 'softmax', 'log_softmax',
     'dim', 'expand',
 }
+
+
+def function_named(name: str) -> Callable | None:
+    """The function that a stored file calls `name`; None if it is in no allow-list.
+
+    Raises ValueError for one of torchvision's where that is not installed, or has no such function. Only a file that
+    names one imports torchvision.
+    """
+    if name not in SWIN_FUNCTIONS:
+        return FUNCTIONS.get(name)
+    try:
+        return getattr(importlib.import_module(_SWIN), name.rpartition('.')[2])
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"'{name}' is needed: {error}") from error
+
+
+def name_of(function: Callable) -> str | None:
+    """The inverse of `function_named`; None for a function that is in no allow-list."""
+    if function in _NAMES:
+        return _NAMES[function]
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
+    return name if name in SWIN_FUNCTIONS and function_named(name) is function else None
 
 
 def is_conv_or_linear(module: nn.Module) -> bool:
@@ -172,18 +204,26 @@ def construct(kind: type[nn.Module], values: dict) -> nn.Module:
         return kind(**values).eval()
 
 
+def copy_of(part: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
+    """A deep copy. Most modules without tensors are made anew, which takes a tenth of the time."""
+    is_plain = type(part) in MODULE_ARGUMENTS and not part.state_dict()
+    return type(part)(**arguments(part)).eval() if is_plain else copy.deepcopy(part)
+
+
 def with_tensors(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
     """A new conv or linear layer like `module` around `weight` (O, I, *kernel), `bias` (O,)."""
-    values = arguments(module) | {'bias': bias is not None}
+    # By hand, because the constructor would draw weights first, which takes ten times as long as all of this.
+    new = type(module).__new__(type(module))
+    nn.Module.__init__(new)
+    new.training = False
+    vars(new).update({name: value for name, value in vars(module).items() if name not in vars(new)})
+    new.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
+    new.register_parameter('bias', None if bias is None else nn.Parameter(
+        bias, requires_grad=module.weight.requires_grad))
     num_outputs, num_inputs = weight.shape[:2]
     if isinstance(module, nn.Linear):
-        values |= {'in_features': num_inputs, 'out_features': num_outputs}
+        new.in_features, new.out_features = num_inputs, num_outputs
     else:
-        groups = module.groups * num_outputs // module.out_channels if module.groups > 1 else 1
-        values |= {'in_channels': num_inputs * groups, 'out_channels': num_outputs, 'groups': groups}
-    new = construct(type(module), values)
-    requires_grad = module.weight.requires_grad
-    new.weight = nn.Parameter(weight, requires_grad=requires_grad)
-    if bias is not None:
-        new.bias = nn.Parameter(bias, requires_grad=requires_grad)
+        new.groups = module.groups * num_outputs // module.out_channels if module.groups > 1 else 1
+        new.in_channels, new.out_channels = num_inputs * new.groups, num_outputs
     return new

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
+import numpy as np
 
 UNREAD = 'unread'
 CONSTANT_ZERO = 'constant zero'
 FOLDED = "constant folded into bias of '{reader}'"
 MERGED = "constant merged into carrier channel {carrier} of '{reader}'"
+SHIFTED = "constant added in '{add}'"
 ZERO_FILTER = 'all-zero filter (its constant is dropped)'
 
 
@@ -25,7 +26,7 @@ class Constants:
     values: tuple[float, ...] = ()
 
     @classmethod
-    def where(cls, mask_C: torch.Tensor, values_C: torch.Tensor) -> Constants:
+    def where(cls, mask_C: np.ndarray, values_C: np.ndarray) -> Constants:
         """The channels at which `mask_C` is true, with their values."""
         return cls(indices(mask_C), tuple(values_C[mask_C].tolist()))
 
@@ -42,7 +43,8 @@ class Removed:
 class LayerPlan:
     """What happens to one conv or linear layer. All indices count in the layer as it is before the removal.
 
-    keep_outputs, keep_inputs: ascending; everything else goes.
+    keep_outputs, keep_inputs: ascending; everything else goes. (The inputs are those of its source that stay, unless
+    the layer gathers.)
     removed: the outputs that go, grouped by reason.
     emptied: kept outputs that are constant: their weights become zero and their bias this value.
     folded: input columns that go and whose constants enter the bias.
@@ -74,12 +76,15 @@ class NodePlan:
 
     action: 'select' keeps the given channels of its parameters, 'split' gives the sizes of its parts, 'shuffle' takes
     the given channels of its input in that order, 'flatten' merges the dimensions from the first number to the second
-    (none: it disappears).
+    (none: it disappears), 'gather' takes the given channels of its input before it reads them, 'scatter' adds the
+    operand of the first number (0 or 1), whose channels have as many dimensions behind them as the second number says,
+    to the channels of its other operand that the rest give, and `values`, one per channel, to all of them.
     """
 
     node: str
     action: str
     numbers: tuple[int, ...]
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,13 @@ class RemovalPlan:
     def from_dict(cls, data: dict) -> RemovalPlan:
         """The plan `to_dict` was called on, also after a round trip through JSON."""
         return cls(tuple(_layer_from_dict(layer) for layer in data['layers']),
-                   tuple(NodePlan(node['node'], node['action'], tuple(node['numbers'])) for node in data['nodes']))
+                   tuple(NodePlan(node['node'], node['action'], tuple(node['numbers']), tuple(node['values']))
+                         for node in data['nodes']))
 
 
-def indices(mask_C: torch.Tensor) -> tuple[int, ...]:
+def indices(mask_C: np.ndarray) -> tuple[int, ...]:
     """The positions at which a mask is true, ascending."""
-    return tuple(mask_C.nonzero()[:, 0].tolist())
+    return tuple(np.flatnonzero(mask_C).tolist())
 
 
 def _layer_from_dict(data: dict) -> LayerPlan:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import math
 import operator
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional
@@ -40,6 +41,7 @@ def find_rules(graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) 
 class _Recogniser:
     def __init__(self, graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
         self.graph_module = graph_module
+        self.modules = dict(graph_module.named_modules(remove_duplicate=False))
         self.shapes = shapes
         self.calls = single_calls(graph_module)
         self.rules: dict[fx.Node, rules.Rule] = {}
@@ -73,9 +75,14 @@ class _Recogniser:
 
     def _barrier(self, node: fx.Node, reason: str) -> rules.Barrier:
         shape = self.shapes.get(node, (0,))
-        axis = 1 if len(shape) > 1 else 0
+        axis = len(shape) - 1 if self._acts_on_last(node) else min(1, len(shape) - 1)
         sources = self._tensors_behind(node)
-        return rules.Barrier(node, *sources, reason=reason, num=shape[axis] if shape else 1, axis=axis)
+        return rules.Barrier(node, *sources, reason=reason, num=shape[axis] if shape else 1, axis=max(axis, 0))
+
+    def _acts_on_last(self, node: fx.Node) -> bool:
+        """Whether the channels of a barrier's value are its last dimension; else they are the second."""
+        return node.target is functional.layer_norm or (
+            node.op == 'call_module' and isinstance(self.modules[node.target], (nn.LayerNorm, nn.Linear)))
 
     def _tensors_behind(self, node: fx.Node) -> list[fx.Node]:
         """The tensors a node reads, also through parts of tuples; sizes are checked apart (see `_is_harmless`)."""
@@ -103,7 +110,7 @@ class _Recogniser:
         return source, self.rules[source].axis
 
     def _module(self, node: fx.Node) -> rules.Rule | None:
-        module = self.graph_module.get_submodule(node.target)
+        module = self.modules[node.target]
         has_tensors = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
         source, axis = self._source(node)
         if source is None or len(node.args) != 1 or node.kwargs or (has_tensors and node not in self.calls):
@@ -207,7 +214,9 @@ class _Recogniser:
         sizes = [self.shapes[part][self.rules[part].axis] for part in tensors]
         if any(size not in (1, num) for size in sizes) or num not in sizes:
             return None
-        return rules.Combine(node, first, second, function, num, axis)
+        may_scatter = (function is operator.add and axis == 1
+                       and self.shapes[first] == self.shapes[second] == self.shapes[node])
+        return rules.Combine(node, first, second, function, num, axis, may_scatter)
 
     def _concat(self, node: fx.Node) -> rules.Rule | None:
         parts = node.args[0] if node.args else node.kwargs.get('tensors', ())
@@ -380,7 +389,7 @@ def _shuffles(graph_module: fx.GraphModule, shapes: dict) -> Iterable[tuple[fx.N
         before, wide, after = shapes[source], shapes[first], shapes[last]
         if (before == after and len(wide) == len(before) + 1 and wide[:1] == before[:1] and wide[3:] == before[2:]
                 and wide[1] * wide[2] == before[1]):
-            yield last, (inside, source, torch.arange(before[1]).view(wide[1], wide[2]).t().reshape(-1))
+            yield last, (inside, source, np.arange(before[1]).reshape(wide[1], wide[2]).T.reshape(-1))
 
 
 def _overwritten(graph_module: fx.GraphModule, shapes: dict) -> set[fx.Node]:
@@ -394,7 +403,7 @@ def _overwritten(graph_module: fx.GraphModule, shapes: dict) -> set[fx.Node]:
             chain.append(value)
             if sum(not is_size(user) for user in value.users) > 1:
                 found.update(chain)
-            if not _may_be_view(graph_module, value):
+            if not may_be_view(graph_module, value):
                 break
             value = value.args[0] if value.args else None
     return found
@@ -413,7 +422,7 @@ def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return False
 
 
-def _may_be_view(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+def may_be_view(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node's value may be the memory of its input: all but what surely makes new memory."""
     if node.op == 'call_module':
         module = graph_module.get_submodule(node.target)

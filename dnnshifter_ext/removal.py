@@ -8,6 +8,9 @@ lost. A strand (channels that go together, see `flow`) is removed when each of i
     constant, and the reader's zero padding hides none   -> it is folded into the reader's bias, or
     constant, and the reader's zero padding shows        -> it is merged into one carrier channel of that reader.
 
+A branch of an addition may go without the sum, where `index_maps` finds that faster; its constants are then added by
+themselves.
+
 A carrier is a constant channel that stays, the largest or one that stays anyway; the reader's weights for the others
 are added to those for it, in proportion, so that their sum meets the padding as they did, at every resolution. A value
 that would lose all its channels keeps one, explicitly constant.
@@ -17,19 +20,23 @@ that would lose all its channels keeps one, explicitly constant.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import fx
 
 from dnnshifter_ext import plan as plans
 from dnnshifter_ext import rules
-from dnnshifter_ext.flow import Flow, analyse
+from dnnshifter_ext.flow import Flow, analyse, follow
+from dnnshifter_ext.index_maps import detach_branches, gathers
 from dnnshifter_ext.plan import Constants, LayerPlan, NodePlan, RemovalPlan, Removed, indices
 from dnnshifter_ext.recognise import is_split
 
 
 def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size], *, mode: str = 'exact',
                  round_to: int = 1) -> RemovalPlan:
-    """The removal plan of a model; nothing is changed. Batch norms are best fused before.
+    """The removal plan of a model; nothing is changed.
 
     shapes: that of every tensor in the graph for some input (see `graph.trace_shapes`).
     mode: 'exact', or 'paper' for the rule as printed: all-zero filters of plain chains go, with their constants.
@@ -39,26 +46,37 @@ def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size], *,
         raise ValueError(f"no such mode: '{mode}'. Known: exact, paper")
     if round_to < 1:
         raise ValueError(f'round_to must be at least 1, not {round_to}')
-    flow = analyse(graph_module, shapes)
-    keep_S = _keep_exactly(flow) if mode == 'exact' else _keep_as_printed(flow)
+    flow, exact = analyse(graph_module, shapes), mode == 'exact'
+    cuts = {layer.node: _cut(flow, layer) for layer in layers(flow)} if exact else {}
+    keep_S = _keep_exactly(flow, cuts) if exact else _keep_as_printed(flow)
+    if exact and detach_branches(flow, keep_S, shapes):
+        flow = follow(flow.rules)
+        keep_S = _keep_exactly(flow, cuts)
     _round_up(flow, keep_S, round_to)
     _keep_one_of_each(flow, keep_S)
-    return RemovalPlan(_layer_plans(flow, keep_S, exact=mode == 'exact'), _node_plans(flow, keep_S))
+    _keep_what_is_scattered(flow, keep_S)
+    keeps = {layer.node: keep_S[flow.strands[layer.sources[0]]] for layer in layers(flow)}
+    if exact and round_to == 1:
+        for layer in layers(flow):
+            read_I = _worth_reading(flow, layer, keeps[layer.node], cuts[layer.node])
+            if gathers(flow, keep_S, layer, int(read_I.sum()), shapes):
+                keeps[layer.node] = read_I
+    return RemovalPlan(_layer_plans(flow, keep_S, keeps, cuts, exact), _node_plans(flow, keep_S, keeps, shapes))
 
 
 def layers(flow: Flow) -> list[rules.Layer]:
     return [rule for rule in flow.rules.values() if isinstance(rule, rules.Layer)]
 
 
-def _keep_exactly(flow: Flow) -> torch.Tensor:
-    keep_S = torch.zeros(flow.num_strands, dtype=torch.bool)
+def _keep_exactly(flow: Flow, cuts: dict[fx.Node, np.ndarray]) -> np.ndarray:
+    keep_S = np.zeros(flow.num_strands, dtype=bool)
     for node, rule in flow.rules.items():
         keep_S[flow.strands[node][flow.read[node] & ~flow.values[node].constant]] = True
         if isinstance(rule, rules.Barrier):
             for source in rule.sources:
                 keep_S[flow.strands[source]] = True
     for layer in layers(flow):
-        cut_I = _cut(flow, layer)
+        cut_I = cuts[layer.node]
         if not cut_I.any():
             continue
         value, strands_I = flow.values[layer.sources[0]], flow.strands[layer.sources[0]]
@@ -69,10 +87,10 @@ def _keep_exactly(flow: Flow) -> torch.Tensor:
     return keep_S
 
 
-def _keep_as_printed(flow: Flow) -> torch.Tensor:
+def _keep_as_printed(flow: Flow) -> np.ndarray:
     """All but the all-zero filters of layers whose outputs no addition, split or other branch shares."""
-    keep_S = torch.ones(flow.num_strands, dtype=torch.bool)
-    shared_S = torch.zeros(flow.num_strands, dtype=torch.bool)
+    keep_S = np.ones(flow.num_strands, dtype=bool)
+    shared_S = np.zeros(flow.num_strands, dtype=bool)
     for rule in flow.rules.values():
         if isinstance(rule, (rules.Barrier, rules.Combine, rules.Concat, rules.Choose)):
             for source in rule.sources:
@@ -85,39 +103,62 @@ def _keep_as_printed(flow: Flow) -> torch.Tensor:
     return keep_S | shared_S
 
 
-def _round_up(flow: Flow, keep_S: torch.Tensor, round_to: int) -> None:
+def _round_up(flow: Flow, keep_S: np.ndarray, round_to: int) -> None:
+    if round_to == 1:
+        return
     for layer in layers(flow):
         strands_O = flow.strands[layer.node]
         spare = strands_O[~keep_S[strands_O]]
         keep_S[spare[:-int(keep_S[strands_O].sum()) % round_to]] = True
 
 
-def _keep_one_of_each(flow: Flow, keep_S: torch.Tensor) -> None:
+def _keep_one_of_each(flow: Flow, keep_S: np.ndarray) -> None:
     """No value is left without channels. (Keeping a strand can only add channels elsewhere, so one pass is enough.)"""
     for strands_C in flow.strands.values():
         if len(strands_C) and not keep_S[strands_C].any():
             keep_S[strands_C[0]] = True
 
 
-def _cut(flow: Flow, layer: rules.Layer) -> torch.Tensor:
+def _keep_what_is_scattered(flow: Flow, keep_S: np.ndarray) -> None:
+    """Whatever stays of a branch stays of the sum. (One branch may itself be a sum, hence the loop.)"""
+    scattered = [(flow.strands[rule.sources[rule.branch]], flow.strands[node]) for node, rule in flow.rules.items()
+                 if isinstance(rule, rules.Combine) and rule.branch is not None]
+    while any(not keep_S[sum_C[keep_S[branch_C]]].all() for branch_C, sum_C in scattered):
+        for branch_C, sum_C in scattered:
+            keep_S[sum_C[keep_S[branch_C]]] = True
+
+
+def _worth_reading(flow: Flow, layer: rules.Layer, keep_I: np.ndarray, cut_I: np.ndarray) -> np.ndarray:
+    """Of the inputs that stay, those the layer needs: what varies and what zero padding shows, (I,), at least one."""
+    read_I = keep_I & flow.needs[layer.node][0] & (~flow.values[layer.sources[0]].constant | cut_I)
+    read_I[np.flatnonzero(keep_I)[0]] |= not read_I.any()
+    return read_I
+
+
+def _cut(flow: Flow, layer: rules.Layer) -> np.ndarray:
+    """Constants that the layer's zero padding would show to be gone, (I,)."""
     return layer.facts.cut(flow.read[layer.node] & ~flow.values[layer.node].constant)
 
 
-def _largest(value: rules.Value, among: torch.Tensor) -> int:
-    return int(torch.where(among, value.constants.abs(), -1.0).argmax())
+def _largest(value: rules.Value, among: np.ndarray) -> int:
+    return int(np.where(among, np.abs(value.constants), -1.0).argmax())
 
 
-def _layer_plans(flow: Flow, keep_S: torch.Tensor, exact: bool) -> tuple[LayerPlan, ...]:
+def _layer_plans(flow: Flow, keep_S: np.ndarray, keeps: dict[fx.Node, np.ndarray], cuts: dict[fx.Node, np.ndarray],
+                 exact: bool) -> tuple[LayerPlan, ...]:
+    """keeps: the inputs that stay, layer by layer."""
     # Why a strand went, as an index into `reasons`; what takes it over is known at its readers.
-    reasons, reason_S = [plans.CONSTANT_ZERO], torch.zeros(flow.num_strands, dtype=torch.long)
+    reasons, reason_S = [plans.CONSTANT_ZERO], np.zeros(flow.num_strands, dtype=int)
+    for branch, add, gone_C in _shifted(flow, keep_S):
+        reason_S[flow.strands[branch][gone_C]] = len(reasons)
+        reasons.append(plans.SHIFTED.format(add=add.name))
     drafts = []
     for layer in layers(flow):
         value, strands_I = flow.values[layer.sources[0]], flow.strands[layer.sources[0]]
-        keep_I = keep_S[strands_I]
+        keep_I = keeps[layer.node]
         folded, merged, carrier = Constants(), Constants(), None
         if exact and layer.facts.groups == 1 and not keep_I.all():
-            cut_I = _cut(flow, layer)
-            read_I = layer.facts.reads(flow.read[layer.node] & ~flow.values[layer.node].constant)
+            cut_I, [read_I] = cuts[layer.node], flow.needs[layer.node]
             gone_I = ~keep_I & value.constant & (value.constants != 0) & read_I
             folded_I, merged_I = gone_I & ~cut_I, gone_I & cut_I
             folded = Constants.where(folded_I, value.constants)
@@ -127,7 +168,7 @@ def _layer_plans(flow: Flow, keep_S: torch.Tensor, exact: bool) -> tuple[LayerPl
                 merged = Constants.where(merged_I, value.constants)
             for text, mask_I in ((plans.FOLDED.format(reader=layer.node.target), folded_I),
                                  (plans.MERGED.format(carrier=carrier, reader=layer.node.target), merged_I)):
-                reason_S[strands_I[mask_I & ~keep_I]] = len(reasons)
+                reason_S[strands_I[mask_I & ~keep_S[strands_I]]] = len(reasons)
                 reasons.append(text)
         drafts.append((layer, keep_I, folded, merged, carrier))
 
@@ -135,22 +176,22 @@ def _layer_plans(flow: Flow, keep_S: torch.Tensor, exact: bool) -> tuple[LayerPl
     return tuple(_layer_plan(flow, keep_S, draft, reasons, reason_S, barriers, exact) for draft in drafts)
 
 
-def _layer_plan(flow: Flow, keep_S: torch.Tensor, draft: tuple, reasons: list[str], reason_S: torch.Tensor,
-                barriers: tuple[list[str], torch.Tensor], exact: bool) -> LayerPlan:
+def _layer_plan(flow: Flow, keep_S: np.ndarray, draft: tuple, reasons: list[str], reason_S: np.ndarray,
+                barriers: tuple[list[str], np.ndarray], exact: bool) -> LayerPlan:
     layer, keep_I, folded, merged, carrier = draft
     node, facts = layer.node, layer.facts
     value, read_O, strands_O = flow.values[node], flow.read[node], flow.strands[node]
     keep_O = keep_S[strands_O]
-    columns = keep_I if facts.groups == 1 else torch.ones(facts.num_inputs // facts.groups, dtype=torch.bool)
+    columns = keep_I if facts.groups == 1 else np.ones(facts.num_inputs // facts.groups, dtype=bool)
     # Without a bias and without an input less nothing is gained, and a bias would be more to store.
     may_empty = facts.module.bias is not None or not keep_I.all()
-    empty_O = keep_O & (value.constant | ~read_O) & may_empty if exact else torch.zeros_like(keep_O)
+    empty_O = keep_O & (value.constant | ~read_O) & may_empty if exact else np.zeros_like(keep_O)
 
     removed = []
     if exact:
         removed.append((plans.UNREAD, ~keep_O & ~read_O))
         removed += [(reasons[i], ~keep_O & read_O & (reason_S[strands_O] == i))
-                    for i in reason_S[strands_O[~keep_O]].unique().tolist()]
+                    for i in np.unique(reason_S[strands_O[~keep_O]])]
     else:
         removed.append((plans.ZERO_FILTER, ~keep_O))
     pinned_by_O = barriers[1][strands_O]
@@ -162,9 +203,9 @@ def _layer_plan(flow: Flow, keep_S: torch.Tensor, draft: tuple, reasons: list[st
         barrier=barriers[0][int(pinned_by_O.max())] if (pinned_by_O >= 0).all() else '')
 
 
-def _barriers(flow: Flow) -> tuple[list[str], torch.Tensor]:
+def _barriers(flow: Flow) -> tuple[list[str], np.ndarray]:
     """(reasons, strand -> index of the reason why it is pinned, or -1)."""
-    reasons, pinned_S = [], torch.full((flow.num_strands,), -1)
+    reasons, pinned_S = [], np.full(flow.num_strands, -1)
     for rule in flow.rules.values():
         if isinstance(rule, rules.Barrier) and rule.sources:
             for source in rule.sources:
@@ -173,11 +214,32 @@ def _barriers(flow: Flow) -> tuple[list[str], torch.Tensor]:
     return reasons, pinned_S
 
 
-def _node_plans(flow: Flow, keep_S: torch.Tensor) -> tuple[NodePlan, ...]:
+def _shifted(flow: Flow, keep_S: np.ndarray) -> Iterator[tuple[fx.Node, fx.Node, np.ndarray]]:
+    """(branch, addition, (C,)): constants of a scattered branch that go and that the sum lacks then."""
+    for node, rule in flow.rules.items():
+        if isinstance(rule, rules.Combine) and rule.branch is not None:
+            branch = rule.sources[rule.branch]
+            value = flow.values[branch]
+            gone_C = keep_S[flow.strands[node]] & ~keep_S[flow.strands[branch]]
+            yield branch, node, gone_C & value.constant & (value.constants != 0)
+
+
+def _node_plans(flow: Flow, keep_S: np.ndarray, keeps: dict[fx.Node, np.ndarray],
+                shapes: dict[str, torch.Size]) -> tuple[NodePlan, ...]:
     """What has to change besides the layers: whatever spells out channels."""
     found = []
+    for branch, node, gone_C in _shifted(flow, keep_S):
+        keep_C = keep_S[flow.strands[node]]
+        shift_C = np.where(gone_C, flow.values[branch].constants, 0.0)[keep_C]
+        positions = _positions(keep_C, keep_S[flow.strands[branch]])
+        found.append(NodePlan(node.name, 'scatter', (flow.rules[node].branch, len(shapes[node.name]) - 2, *positions),
+                              tuple(shift_C.tolist())))
     for node, rule in flow.rules.items():
         source = rule.sources[0] if rule.sources else None
+        if isinstance(rule, rules.Layer) and rule.facts.groups == 1:
+            keep_I = keep_S[flow.strands[source]]
+            if (keep_I != keeps[node]).any():
+                found.append(NodePlan(node.name, 'gather', _positions(keep_I, keeps[node])))
         if source is not None and keep_S[flow.strands[source]].all() and not isinstance(rule, rules.Parameter):
             continue
         keep_C = keep_S[flow.strands[node]]
@@ -187,8 +249,7 @@ def _node_plans(flow: Flow, keep_S: torch.Tensor) -> tuple[NodePlan, ...]:
         elif isinstance(rule, rules.PerChannel):
             found.append(NodePlan(node.name, 'select', indices(keep_C)))
         elif isinstance(rule, rules.Shuffle):
-            position_C = torch.cumsum(keep_S[flow.strands[source]], 0) - 1
-            found.append(NodePlan(node.name, 'shuffle', tuple(position_C[rule.index[keep_C]].tolist())))
+            found.append(NodePlan(node.name, 'shuffle', _positions(keep_S[flow.strands[source]], rule.index[keep_C])))
         elif isinstance(rule, rules.Reshape) and node.target in ('view', 'reshape', torch.reshape):
             found.append(NodePlan(node.name, 'flatten', rule.merged or ()))
     for split, sizes in _splits(flow, keep_S).items():
@@ -196,7 +257,12 @@ def _node_plans(flow: Flow, keep_S: torch.Tensor) -> tuple[NodePlan, ...]:
     return tuple(found)
 
 
-def _splits(flow: Flow, keep_S: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
+def _positions(keep_C: np.ndarray, chosen: np.ndarray) -> tuple[int, ...]:
+    """Where the chosen channels (a mask or indices) are among those that stay."""
+    return tuple((np.cumsum(keep_C) - 1)[chosen].tolist())
+
+
+def _splits(flow: Flow, keep_S: np.ndarray) -> dict[fx.Node, tuple[int, ...]]:
     """Split node -> sizes of all its parts, where channels go."""
     found = {}
     for rule in flow.rules.values():
@@ -204,5 +270,5 @@ def _splits(flow: Flow, keep_S: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
         if split is not None and split not in found and is_split(split):
             keep_C = keep_S[flow.strands[rule.sources[0]]]
             if not keep_C.all():
-                found[split] = tuple(int(part.sum()) for part in keep_C.split(rule.sizes))
+                found[split] = tuple(int(part.sum()) for part in np.split(keep_C, np.cumsum(rule.sizes)[:-1]))
     return found

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from dnnshifter_ext.fuse import numbers, scale_and_shift
 from dnnshifter_ext.layers import LayerFacts
 
 
@@ -26,19 +27,19 @@ class Ids:
 
     def __init__(self) -> None:
         self.count = 0
-        self._joined: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._joined: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def new(self, num: int) -> torch.Tensor:
+    def new(self, num: int) -> np.ndarray:
         first, self.count = self.count, self.count + num
-        return torch.arange(first, self.count)
+        return np.arange(first, self.count)
 
-    def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
+    def join(self, first: np.ndarray, second: np.ndarray) -> None:
         self._joined.append((first, second))
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
         if not self._joined:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        return tuple(torch.cat(part).numpy() for part in zip(*self._joined))
+        return tuple(np.concatenate(part) for part in zip(*self._joined))
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,25 @@ class Value:
     constants are float64, and 0 where the channel varies.
     """
 
-    ids: torch.Tensor
-    constant: torch.Tensor
-    constants: torch.Tensor
+    ids: np.ndarray
+    constant: np.ndarray
+    constants: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def at(self, index: torch.Tensor) -> Value:
+    def at(self, index: np.ndarray) -> Value:
         """The channels `index` of this value, in that order."""
         return Value(self.ids[index], self.constant[index], self.constants[index])
 
-    def mapped(self, constants: torch.Tensor, constant: torch.Tensor | None = None) -> Value:
+    def mapped(self, constants: np.ndarray, constant: np.ndarray | None = None) -> Value:
         """The same channels with other constants."""
         constant = self.constant if constant is None else constant
-        return Value(self.ids, constant, torch.where(constant, constants, 0.0))
+        return Value(self.ids, constant, np.where(constant, constants, 0.0))
 
 
-def varying(ids: torch.Tensor) -> Value:
-    return Value(ids, torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.float64))
+def varying(ids: np.ndarray) -> Value:
+    return Value(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids)))
 
 
 class Rule:
@@ -81,7 +82,7 @@ class Rule:
         """The node's value, given those of its sources; by default the source's: a constant stays what it is."""
         return values[0]
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+    def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
         """The channels of each source that are read, given the node's that are read; by default the same."""
         return [read for _ in values]
 
@@ -102,8 +103,8 @@ class Barrier(Rule):
     def forward(self, ids: Ids, *values: Value) -> Value:
         return varying(ids.new(self._num))
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
-        return [torch.ones(len(value), dtype=torch.bool) for value in values]
+    def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
+        return [np.ones(len(value), dtype=bool) for value in values]
 
 
 class Layer(Rule):
@@ -116,11 +117,11 @@ class Layer(Rule):
     def forward(self, ids: Ids, value: Value) -> Value:
         own = ids.new(self.facts.num_outputs)
         if self.facts.groups > 1:
-            members_GC = torch.cat([part.view(self.facts.groups, -1) for part in (own, value.ids)], dim=1)
-            ids.join(members_GC[:, :1].expand_as(members_GC[:, 1:]).reshape(-1), members_GC[:, 1:].reshape(-1))
+            members_GC = np.concatenate([part.reshape(self.facts.groups, -1) for part in (own, value.ids)], axis=1)
+            ids.join(members_GC[:, :1].repeat(members_GC.shape[1] - 1), members_GC[:, 1:].ravel())
         return Value(own, *self.facts.constants(value.constant, value.constants))
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
+    def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
         return [self.facts.reads(varies)]  # a constant output will be held by the bias
 
 
@@ -134,8 +135,9 @@ class Pointwise(Rule):
     def forward(self, ids: Ids, value: Value) -> Value:
         if not value.constant.any():
             return value
-        result = self._function(value.constants.clone())  # an in-place activation must not reach the source
-        return value.mapped(result, value.constant & result.isfinite())
+        # A copy, because an in-place activation must not reach the source.
+        result = self._function(torch.from_numpy(value.constants.copy())).numpy()
+        return value.mapped(result, value.constant & np.isfinite(result))
 
 
 class Border(Rule):
@@ -157,18 +159,28 @@ class PerChannel(Rule):
         self.module = module
 
     def forward(self, ids: Ids, value: Value) -> Value:
-        return value.mapped(_per_channel(self.module, value.constants)) if value.constant.any() else value
+        ignores = self._ignores_input(len(value))
+        constant = value.constant | ignores
+        if not constant.any():
+            return value
+        return value.mapped(_per_channel(self.module, np.where(ignores, 0.0, value.constants)), constant)
+
+    def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
+        return [read & ~self._ignores_input(len(value))]
+
+    def _ignores_input(self, num: int) -> np.ndarray:
+        """Channels that a batch norm multiplies by zero."""
+        if isinstance(self.module, nn.PReLU) or not self.module.affine:
+            return np.zeros(num, dtype=bool)
+        return numbers(self.module.weight) == 0
 
 
-def _per_channel(module: nn.Module, x_C: torch.Tensor) -> torch.Tensor:
+def _per_channel(module: nn.Module, x_C: np.ndarray) -> np.ndarray:
     """What the module makes of one number per channel, in float64."""
     if isinstance(module, nn.PReLU):
-        return torch.where(x_C >= 0, x_C, x_C * module.weight.detach().double().cpu())
-    mean_C, variance_C = (buffer.double().cpu() for buffer in (module.running_mean, module.running_var))
-    y_C = (x_C - mean_C) * (variance_C + module.eps).rsqrt()
-    if module.affine:
-        y_C = y_C * module.weight.detach().double().cpu() + module.bias.detach().double().cpu()
-    return y_C
+        return np.where(x_C >= 0, x_C, x_C * numbers(module.weight))
+    scale_C, shift_C = scale_and_shift(module)
+    return x_C * scale_C + shift_C
 
 
 class Parameter(Rule):
@@ -176,62 +188,68 @@ class Parameter(Rule):
 
     def __init__(self, node: fx.Node, tensor: torch.Tensor, axis: int) -> None:
         super().__init__(node, axis=axis)
-        self._numbers = tensor.detach().double().cpu().reshape(-1)
+        self._numbers = numbers(tensor).reshape(-1)
 
     def forward(self, ids: Ids) -> Value:
         num = len(self._numbers)
-        return Value(ids.new(num), torch.ones(num, dtype=torch.bool), self._numbers)
+        return Value(ids.new(num), np.ones(num, dtype=bool), self._numbers)
 
 
 class Combine(Rule):
-    """Arithmetic on two tensors. Their channels go together, except for a single channel spread over all `num`."""
+    """Arithmetic on two tensors. Their channels go together, except for a single channel spread over all `num`.
 
-    def __init__(self, node: fx.Node, first: fx.Node, second: fx.Node, function: Callable, num: int,
-                 axis: int) -> None:
+    branch: the operand (0 or 1) whose channels do not, because they are scattered into those of the other one.
+    """
+
+    branch: int | None = None
+
+    def __init__(self, node: fx.Node, first: fx.Node, second: fx.Node, function: Callable, num: int, axis: int,
+                 may_scatter: bool) -> None:
         super().__init__(node, first, second, axis=axis)
-        self._function, self._num = function, num
+        self._function, self._num, self.may_scatter = function, num, may_scatter
 
     def forward(self, ids: Ids, *values: Value) -> Value:
-        first, second = (value if len(value) == self._num else value.at(torch.zeros(self._num, dtype=torch.long))
+        first, second = (value if len(value) == self._num else value.at(np.zeros(self._num, dtype=int))
                          for value in values)
-        whole = [value for value in values if len(value) == self._num]
+        whole = [value for i, value in enumerate(values) if len(value) == self._num and i != self.branch]
         if len(whole) == 2:
             ids.join(first.ids, second.ids)
-        constants = self._function(first.constants, second.constants)
+        with np.errstate(all='ignore'):  # where a channel varies, its number means nothing
+            constants = self._function(first.constants, second.constants)
         constant = first.constant & second.constant
         if self._function is operator.mul:
             for value in (first, second):
                 constant = constant | (value.constant & (value.constants == 0))
-        constant = constant & constants.isfinite()
-        return Value(whole[0].ids, constant, torch.where(constant, constants, 0.0))
+        constant = constant & np.isfinite(constants)
+        return Value(whole[0].ids, constant, np.where(constant, constants, 0.0))
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
+    def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
         # Zero times what varies is constant, and nobody needs what varies for it.
-        return [varies | (read & value.constant) if len(value) == self._num else varies.any()[None]
+        return [varies | (read & value.constant) if len(value) == self._num else varies.any(keepdims=True)
                 for value in values]
 
 
 class Concat(Rule):
     def forward(self, ids: Ids, *values: Value) -> Value:
-        return Value(*(torch.cat([getattr(value, name) for value in values])
+        return Value(*(np.concatenate([getattr(value, name) for value in values])
                        for name in ('ids', 'constant', 'constants')))
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, *values: Value) -> list[torch.Tensor]:
-        return list(read.split([len(value) for value in values]))
+    def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
+        return np.split(read, np.cumsum([len(value) for value in values[:-1]]))
 
 
 class Choose(Rule):
     """Channels `index` of the source, in that order."""
 
-    def __init__(self, node: fx.Node, source: fx.Node, index: torch.Tensor, axis: int) -> None:
+    def __init__(self, node: fx.Node, source: fx.Node, index: np.ndarray, axis: int) -> None:
         super().__init__(node, source, axis=axis)
         self.index = index
 
     def forward(self, ids: Ids, value: Value) -> Value:
         return value.at(self.index)
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
-        read_of_source = torch.zeros(len(value), dtype=torch.bool)
+    def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
+        read_of_source = np.zeros(len(value), dtype=bool)
         read_of_source[self.index[read]] = True
         return [read_of_source]
 
@@ -241,7 +259,7 @@ class Part(Choose):
 
     def __init__(self, node: fx.Node, source: fx.Node, sizes: list[int], position: int, axis: int) -> None:
         start = sum(sizes[:position])
-        super().__init__(node, source, torch.arange(start, start + sizes[position]), axis)
+        super().__init__(node, source, np.arange(start, start + sizes[position]), axis)
         self.sizes = sizes
 
 
@@ -268,8 +286,8 @@ class Flatten(Reshape):
     def forward(self, ids: Ids, value: Value) -> Value:
         view = [1] * len(self._shape)
         view[self._position] = -1
-        return value.at(torch.arange(len(value)).view(view).expand(self._shape).reshape(-1))
+        return value.at(np.broadcast_to(np.arange(len(value)).reshape(view), self._shape).reshape(-1))
 
-    def backward(self, read: torch.Tensor, varies: torch.Tensor, value: Value) -> list[torch.Tensor]:
-        others = [dim for dim in range(len(self._shape)) if dim != self._position]
-        return [read.view(self._shape).any(dim=others) if others else read]
+    def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
+        others = tuple(dim for dim in range(len(self._shape)) if dim != self._position)
+        return [read.reshape(self._shape).any(axis=others)]

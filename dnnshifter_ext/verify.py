@@ -54,7 +54,8 @@ def outputs_of(model: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor]) 
     Raises ValueError when the model cannot run on the inputs.
     """
     inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    # Copies, because a model may work in place on its input.
+    inputs = tuple(x.to(torch.float64, copy=True) if x.is_floating_point() else x.clone() for x in inputs)
     try:
         with torch.inference_mode():
             return list(_tensors(copy.deepcopy(model).double().eval()(*inputs)))

@@ -8,8 +8,9 @@ import torchvision
 
 import dnnshifter_ext
 from dnnshifter_ext import conversion as conversion_module
+from dnnshifter_ext import prune as prune_module
 from dnnshifter_ext.conversion import convert
-from dnnshifter_ext.fuse import fuse_conv_bn
+from dnnshifter_ext.fuse import scale_and_shift
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.verify import compare
 from tests import helpers
@@ -228,16 +229,31 @@ def test_an_ill_conditioned_model_is_converted_as_well_as_fusion_rounds_it():
     assert conversion.removal.within(1e-8) and conversion.plan.num_removed > 0
 
 
-@pytest.mark.parametrize('build', [nets.VGG, ill_conditioned])
+@pytest.mark.parametrize('build', [lambda: nets.sparsify(nets.VGG()), ill_conditioned])
 def test_a_fusion_that_changes_the_model_is_not_returned_either(build, monkeypatch):
-    def shifted(graph_module):
-        fused = fuse_conv_bn(graph_module)
-        list(fused.parameters())[-1].data[0] += 0.1
-        return fused
+    def shifted(norm):
+        scale_C, shift_C = scale_and_shift(norm)
+        return scale_C, shift_C + 1e-3
 
-    monkeypatch.setattr(conversion_module, 'fuse_conv_bn', shifted)
+    monkeypatch.setattr(prune_module, 'scale_and_shift', shifted)
     with pytest.raises(ValueError, match='it is thrown away'):
-        convert(nets.sparsify(nets.VGG()) if build is nets.VGG else build(), nets.images())
+        convert(build(), nets.images())
+
+
+def test_a_model_in_training_mode_is_refused_by_the_name_of_its_batch_norm():
+    model = nets.sparsify(nets.VGG())
+    model.layers[3].bn.train()
+    with pytest.raises(ValueError, match=r"VGG: 'layers.3.bn' \(BatchNorm2d\) is in training mode; call model.eval\(\)"):
+        convert(model, nets.images())
+
+
+def test_denormal_weights_are_weights():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[1, 2, 0, 1] = 1e-42
+    conversion = convert(model, nets.images())
+    assert conversion.plan.layers[0].keep_outputs == (1,)
 
 
 def test_random_generators_are_not_touched():
@@ -252,7 +268,8 @@ def test_public_names():
     assert isinstance(conversion, dnnshifter_ext.Conversion)
     assert isinstance(conversion.plan, dnnshifter_ext.RemovalPlan)
     assert isinstance(conversion.report, dnnshifter_ext.Comparison)
-    assert min(conversion.fusing_time_ms, conversion.pruning_time_ms, conversion.verifying_time_ms) > 0
+    assert min(conversion.capture_time_ms, conversion.analysis_time_ms, conversion.rebuilding_time_ms,
+               conversion.verifying_time_ms) > 0
     assert set(dnnshifter_ext.__all__) <= set(dir(dnnshifter_ext))
     assert all(getattr(dnnshifter_ext, name) is not None for name in dnnshifter_ext.__all__)
     with pytest.raises(AttributeError, match='no attribute'):

@@ -8,18 +8,23 @@ from dnnshifter_ext.graph import capture, rebuild
 from tests.dnnshifter_ext import nets
 
 
-def test_capture_computes_the_same_and_leaves_the_model_alone():
-    model = nets.VGG().train()
+def test_capture_computes_the_same_and_shares_the_weights():
+    model = nets.VGG().eval()
     before, keys = nets.state_of(model), list(model.state_dict())
     graph_module = capture(model)
-    assert model.training and not graph_module.training
-    assert nets.same_state(before, nets.state_of(model))
-    assert list(graph_module.state_dict()) == keys
-    with torch.no_grad():
-        next(graph_module.parameters()).zero_()
-    assert nets.same_state(before, nets.state_of(model))
+    assert not graph_module.training and list(graph_module.state_dict()) == keys
     x = nets.images()
-    assert torch.equal(capture(model)(x), model.eval()(x))
+    assert torch.equal(graph_module(x), model(x))
+    assert nets.same_state(before, nets.state_of(model))
+    for name, tensor in model.state_dict().items():
+        assert graph_module.state_dict()[name].data_ptr() == tensor.data_ptr(), name
+
+
+def test_training_mode_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"VGG: 'layers.0.bn' \(BatchNorm2d\) is in training mode; call model.eval"):
+        capture(nets.VGG())
+    with pytest.raises(ValueError, match='Pair: the model is in training mode'):
+        capture(nets.Pair())
 
 
 def test_untraceable_model_is_one_clear_line():
@@ -28,34 +33,34 @@ def test_untraceable_model_is_one_clear_line():
             return super().forward(x) if x.sum() > 0 else x
 
     with pytest.raises(ValueError, match='Branching: torch.fx cannot trace this model: .+') as caught:
-        capture(Branching())
+        capture(Branching().eval())
     assert '\n' not in str(caught.value)
 
 
 def test_hooks_parametrizations_and_infinite_weights_are_refused_by_name():
-    model = nets.Pair()
+    model = nets.Pair().eval()
     prune.random_unstructured(model.conv1, 'weight', 0.5)
     with pytest.raises(ValueError, match="'conv1' carries a forward hook.*prune.remove"):
         capture(model)
     with pytest.raises(ValueError, match="'conv2' is parametrized"):
-        model = nets.Pair()
+        model = nets.Pair().eval()
         nn.utils.parametrizations.weight_norm(model.conv2)
         capture(model)
     with pytest.raises(ValueError, match="'conv1.weight' has NaN or infinite entries"):
-        model = nets.Pair()
+        model = nets.Pair().eval()
         model.conv1.weight.data[0, 0, 0, 0] = float('nan')
         capture(model)
 
 
 def test_a_captured_model_can_be_captured_again():
-    once = capture(nets.VGG())
+    once = capture(nets.VGG().eval())
     twice = capture(once)
     assert twice is not once and twice.code == once.code
     assert nets.same_state(nets.state_of(once), nets.state_of(twice))
 
 
 def test_rebuild_replaces_copies_and_keeps_the_order_of_the_state_dict():
-    captured = capture(nets.VGG())
+    captured = capture(nets.VGG().eval())
     layer = nn.Linear(16, 7)
     rebuilt = rebuild(captured, {'fc': layer})
     assert rebuilt.fc is layer and rebuilt(nets.images()).shape == (4, 7)
@@ -66,7 +71,7 @@ def test_rebuild_replaces_copies_and_keeps_the_order_of_the_state_dict():
 
 def test_stochastic_depth_is_left_out_in_evaluation_mode_only():
     model = nn.Sequential(nn.Linear(3, 2), StochasticDepth(0.5, 'row'), StochasticDepth(0.5, 'batch'), nn.ReLU())
-    captured = capture(model.train())
+    captured = capture(model.eval())
     assert [node.op for node in captured.graph.nodes] == ['placeholder', 'call_module', 'call_module', 'output']
     x = torch.randn(4, 3)
     assert torch.equal(captured(x), model.eval()(x))
@@ -76,7 +81,7 @@ def test_stochastic_depth_is_left_out_in_evaluation_mode_only():
             self.training = True
             return super().forward(x)
 
-    assert any(node.name == 'stochastic_depth' for node in capture(Always(0.5, 'row')).graph.nodes)
+    assert any(node.name == 'stochastic_depth' for node in capture(Always(0.5, 'row').eval()).graph.nodes)
 
 
 def test_the_layer_that_cannot_be_traced_is_named():
@@ -84,6 +89,6 @@ def test_the_layer_that_cannot_be_traced_is_named():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), Branching()))
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), Branching())).eval()
     with pytest.raises(ValueError, match=r"Sequential: torch.fx cannot trace this model: .+ \('1.1'\)"):
         capture(model)

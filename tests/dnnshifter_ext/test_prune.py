@@ -76,7 +76,7 @@ def test_frozen_layers_stay_frozen():
 
 def test_a_plan_for_another_model_is_refused():
     graph_module, plan = planned(nets.sparsify(nets.VGG()))
-    other = capture(nets.VGG(plan=(8, 'M', 12, 17, 'M', 16)))
+    other = capture(nets.VGG(plan=(8, 'M', 12, 17, 'M', 16)).eval())
     with pytest.raises(ValueError, match=r"the plan is for another model: 'layers.3.conv' has \(17, 12\)"):
         apply_plan(other, plan)
     renamed = dataclasses.replace(plan.layers[0], layer='nowhere')

@@ -1,0 +1,145 @@
+"""Module 4, what is between the layers: the nodes of the graph that spell out channels, or get an index map."""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from dnnshifter_ext.plan import NodePlan
+from dnnshifter_ext.recognise import may_be_view
+
+Parts = dict[str, nn.Module | torch.Tensor]
+
+
+def rewire(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    """Carries out the plan on `node` of a copy of the module's graph; returns the parts it needs, by their path."""
+    with node.graph.inserting_before(node):
+        return _ACTIONS[plan.action](graph_module, node, plan)
+
+
+def as_index(positions: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The positions as a tensor of int64."""
+    # numpy reads a long tuple six times as fast as torch.
+    return torch.from_numpy(np.array(positions, dtype=np.int64)).to(device)
+
+
+def _select(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    parent, _, name = node.target.rpartition('.')
+    return {node.target: _selected(getattr(graph_module.get_submodule(parent), name), plan.numbers)}
+
+
+def _split(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get('dim', 0)
+    node.op, node.target = 'call_function', torch.split
+    node.args, node.kwargs = (node.args[0], list(plan.numbers), dim), {}
+    return {}
+
+
+def _flatten(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    new = node.args[0]
+    if plan.numbers:
+        new = node.graph.call_function(torch.flatten, (node.args[0], *plan.numbers))
+    node.replace_all_uses_with(new)
+    _erase_unused(node)
+    return {}
+
+
+def _shuffle(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    """The same shuffle as one selection; `node` is the last of view, transpose, (contiguous,) view."""
+    source = node.args[0]
+    while source.target in ('contiguous', 'transpose', torch.transpose):
+        source = source.args[0]
+    path = f'{node.name}_index'
+    new = node.graph.call_function(torch.index_select, (source.args[0], 1, node.graph.create_node('get_attr', path)))
+    node.replace_all_uses_with(new)
+    _erase_unused(node)
+    return {path: as_index(plan.numbers, _like(graph_module).device)}
+
+
+def _gather(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    path = f'{node.name}_index'
+    node.args = (node.graph.call_function(
+        torch.index_select, (node.args[0], 1, node.graph.create_node('get_attr', path))),)
+    return {path: as_index(plan.numbers, _like(graph_module).device)}
+
+
+def _scatter(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+    """branch + stream as an index_add, in place where nobody else will read the stream: new memory is slow."""
+    (operand, num_behind, *positions), graph, like = plan.numbers, node.graph, _like(graph_module)
+    branch, total = node.args[operand], node.args[1 - operand]
+    in_place = _is_last_reader(graph_module, node, total)
+    path = f'{node.name}_index'
+    parts: Parts = {path: as_index(tuple(positions), like.device)}
+    if any(plan.values):
+        parts[f'{node.name}_shift'] = like.new_tensor(plan.values).view(-1, *[1] * num_behind)
+        shift = graph.create_node('get_attr', f'{node.name}_shift')
+        total = graph.call_method('add_', (total, shift)) if in_place else graph.call_function(
+            operator.add, (total, shift))
+        in_place = True
+    arguments = (total, 1, graph.create_node('get_attr', path), branch)
+    total = graph.call_method('index_add_', arguments) if in_place else graph.call_function(
+        torch.index_add, arguments)
+    node.replace_all_uses_with(total)
+    graph.erase_node(node)
+    return parts
+
+
+_ACTIONS = {'select': _select, 'split': _split, 'flatten': _flatten, 'shuffle': _shuffle, 'gather': _gather,
+            'scatter': _scatter}
+
+
+def _like(graph_module: fx.GraphModule) -> torch.Tensor:
+    return next(tensor for tensor in graph_module.parameters() if tensor.is_floating_point()).detach()
+
+
+def _is_last_reader(graph_module: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
+    """Whether nothing that shares memory with `value` is read after `node`."""
+    order = {other: position for position, other in enumerate(node.graph.nodes)}
+
+    def last_use(value: fx.Node, seen: fx.Node | None = None) -> int:
+        return max((last_use(user) if may_be_view(graph_module, user) else order[user]
+                    for user in value.users if user not in (node, seen)), default=order[value])
+
+    while value.op not in ('placeholder', 'get_attr'):
+        if last_use(value) > order[node]:
+            return False
+        if not may_be_view(graph_module, value):
+            return True
+        value = value.args[0]
+    return False
+
+
+def _erase_unused(node: fx.Node) -> None:
+    """Erases a node nobody reads, and what was computed for it alone: sizes and views, nothing with an effect."""
+    inputs = list(node.all_input_nodes)
+    if node.users or not inputs:  # without inputs it has been erased already, on another path
+        return
+    node.graph.erase_node(node)
+    for source in inputs:
+        if source.op == 'call_method' or source.target in (operator.getitem, operator.floordiv, getattr,
+                                                           torch.transpose):
+            _erase_unused(source)
+
+
+def _selected(part: nn.Module | torch.Tensor, keep: tuple[int, ...]) -> nn.Module | torch.Tensor:
+    """The given channels of a batch norm, a PReLU or a parameter."""
+    if isinstance(part, torch.Tensor):
+        [axis] = [dim for dim, size in enumerate(part.shape) if size > 1]
+        return nn.Parameter(part.detach().index_select(axis, as_index(keep, part.device)),
+                            requires_grad=part.requires_grad)
+    new = copy.deepcopy(part)
+    if isinstance(part, nn.PReLU):
+        if part.num_parameters == 1:
+            return new
+        new.num_parameters = len(keep)
+    else:
+        new.num_features = len(keep)
+    for name, tensor in part.state_dict(keep_vars=True).items():
+        if tensor.ndim == 1:
+            selected = tensor.detach().index_select(0, as_index(keep, tensor.device))
+            setattr(new, name, nn.Parameter(selected) if isinstance(tensor, nn.Parameter) else selected)
+    return new
