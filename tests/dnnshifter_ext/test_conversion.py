@@ -243,7 +243,7 @@ def test_a_fusion_that_changes_the_model_is_not_returned_either(build, monkeypat
 def test_a_model_in_training_mode_is_refused_by_the_name_of_its_batch_norm():
     model = nets.sparsify(nets.VGG())
     model.layers[3].bn.train()
-    with pytest.raises(ValueError, match=r"VGG: 'layers.3.bn' \(BatchNorm2d\) is in training mode; call model.eval\(\)"):
+    with pytest.raises(ValueError, match=r"'layers.3.bn' \(BatchNorm2d\) is in training mode; call model.eval\(\)"):
         convert(model, nets.images())
 
 
