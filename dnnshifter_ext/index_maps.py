@@ -32,7 +32,7 @@ NS_PER_CALL = 500
 def detach_branches(flow: Flow, keep_S: np.ndarray, shapes: dict[str, torch.Size]) -> bool:
     """Marks one operand of each addition as its branch (`Combine.branch`) where scattering it is faster; any at all?
 
-    keep_S: what would stay without. shapes: of every value, by the name of its node. The flow is out of date afterwards.
+    keep_S: what would stay without. shapes: of every value, by its node's name. The flow is out of date afterwards.
     """
     found = False
     for node, rule in flow.rules.items():

@@ -32,6 +32,9 @@ _SAME_MODULES = (nn.Identity, *ops.DROPOUTS, nn.Upsample, nn.UpsamplingNearest2d
                  nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d)
 _CONSTANT_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
+# Path -> module.
+Modules = dict[str, nn.Module]
+
 
 def find_rules(graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, rules.Rule]:
     """Node -> rule in the order of the graph, for every tensor, and for whatever else reads channels."""
@@ -45,7 +48,7 @@ class _Recogniser:
         self.shapes = shapes
         self.calls = single_calls(graph_module)
         self.rules: dict[fx.Node, rules.Rule] = {}
-        self.overwritten = _overwritten(graph_module, shapes)
+        self.overwritten = _overwritten(graph_module, self.modules, shapes)
         self.shuffles = dict(_shuffles(graph_module, shapes))
         self.inside_shuffles = {inner for inside, _, _ in self.shuffles.values() for inner in inside}
 
@@ -392,26 +395,26 @@ def _shuffles(graph_module: fx.GraphModule, shapes: dict) -> Iterable[tuple[fx.N
             yield last, (inside, source, np.arange(before[1]).reshape(wide[1], wide[2]).T.reshape(-1))
 
 
-def _overwritten(graph_module: fx.GraphModule, shapes: dict) -> set[fx.Node]:
+def _overwritten(graph_module: fx.GraphModule, modules: Modules, shapes: dict) -> set[fx.Node]:
     """Values that an in-place operation changes under the eyes of other readers, and what shares their memory."""
     found: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
-        if not _is_in_place(graph_module, node):
+        if not _is_in_place(modules, node):
             continue
         chain, value = [], node.args[0] if node.args else node.kwargs.get('input')
         while isinstance(value, fx.Node):
             chain.append(value)
             if sum(not is_size(user) for user in value.users) > 1:
                 found.update(chain)
-            if not may_be_view(graph_module, value):
+            if not may_be_view(modules, value):
                 break
             value = value.args[0] if value.args else None
     return found
 
 
-def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+def _is_in_place(modules: Modules, node: fx.Node) -> bool:
     if node.op == 'call_module':
-        return bool(getattr(graph_module.get_submodule(node.target), 'inplace', False))
+        return bool(getattr(modules[node.target], 'inplace', False))
     if node.op == 'call_method':
         return node.target.endswith('_') and not node.target.endswith('__')
     if node.op == 'call_function':
@@ -422,15 +425,15 @@ def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return False
 
 
-def may_be_view(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+def may_be_view(modules: Modules, node: fx.Node) -> bool:
     """Whether the node's value may be the memory of its input: all but what surely makes new memory."""
     if node.op == 'call_module':
-        module = graph_module.get_submodule(node.target)
+        module = modules[node.target]
         return not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *ops.BATCH_NORMS)) or \
-            _is_in_place(graph_module, node)
+            _is_in_place(modules, node)
     return node.op in ('call_function', 'call_method') and (
         node.target not in (torch.cat, operator.add, operator.mul, operator.sub, torch.add, torch.mul)
-        or _is_in_place(graph_module, node))
+        or _is_in_place(modules, node))
 
 
 def _attribute(graph_module: fx.GraphModule, path: str) -> torch.Tensor:

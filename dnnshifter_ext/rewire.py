@@ -98,16 +98,17 @@ def _like(graph_module: fx.GraphModule) -> torch.Tensor:
 
 def _is_last_reader(graph_module: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
     """Whether nothing that shares memory with `value` is read after `node`."""
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
     order = {other: position for position, other in enumerate(node.graph.nodes)}
 
     def last_use(value: fx.Node, seen: fx.Node | None = None) -> int:
-        return max((last_use(user) if may_be_view(graph_module, user) else order[user]
+        return max((last_use(user) if may_be_view(modules, user) else order[user]
                     for user in value.users if user not in (node, seen)), default=order[value])
 
     while value.op not in ('placeholder', 'get_attr'):
         if last_use(value) > order[node]:
             return False
-        if not may_be_view(graph_module, value):
+        if not may_be_view(modules, value):
             return True
         value = value.args[0]
     return False
