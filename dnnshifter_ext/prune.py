@@ -23,7 +23,7 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan) -> fx.GraphModul
     Raises ValueError when the plan was made for a model of other layers or sizes.
     """
     narrow: dict[str, nn.Module | torch.Tensor] = {}
-    modules = dict(graph_module.named_modules())
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
     norms = fusable_norms(graph_module)
     for layer_plan in plan.layers:
         name, module = layer_plan.layer, modules.get(layer_plan.layer)
@@ -43,7 +43,7 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan) -> fx.GraphModul
         if node_plan.node not in nodes:
             raise ValueError(f"the plan is for another model: there is no node '{node_plan.node}'")
         if node_plan.node not in fused:
-            narrow |= rewire(graph_module, nodes[node_plan.node], node_plan)
+            narrow |= rewire(modules, nodes[node_plan.node], node_plan)
     drop_nodes(graph, norms.values())
     return rebuild(graph_module, narrow, graph)
 

@@ -10,15 +10,18 @@ import torch
 from torch import fx, nn
 
 from dnnshifter_ext.plan import NodePlan
-from dnnshifter_ext.recognise import may_be_view
+from dnnshifter_ext.recognise import Modules, may_be_view
 
 Parts = dict[str, nn.Module | torch.Tensor]
 
 
-def rewire(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
-    """Carries out the plan on `node` of a copy of the module's graph; returns the parts it needs, by their path."""
+def rewire(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
+    """Carries out the plan on `node` of a copy of the graph; returns the parts it needs, by their path.
+
+    modules: those of the model whose graph it is, by their path; '' is the model itself.
+    """
     with node.graph.inserting_before(node):
-        return _ACTIONS[plan.action](graph_module, node, plan)
+        return _ACTIONS[plan.action](modules, node, plan)
 
 
 def as_index(positions: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -27,19 +30,19 @@ def as_index(positions: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.array(positions, dtype=np.int64)).to(device)
 
 
-def _select(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+def _select(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
     parent, _, name = node.target.rpartition('.')
-    return {node.target: _selected(getattr(graph_module.get_submodule(parent), name), plan.numbers)}
+    return {node.target: _selected(getattr(modules[parent], name), plan.numbers)}
 
 
-def _split(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+def _split(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get('dim', 0)
     node.op, node.target = 'call_function', torch.split
     node.args, node.kwargs = (node.args[0], list(plan.numbers), dim), {}
     return {}
 
 
-def _flatten(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+def _flatten(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
     new = node.args[0]
     if plan.numbers:
         new = node.graph.call_function(torch.flatten, (node.args[0], *plan.numbers))
@@ -48,7 +51,7 @@ def _flatten(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Par
     return {}
 
 
-def _shuffle(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+def _shuffle(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
     """The same shuffle as one selection; `node` is the last of view, transpose, (contiguous,) view."""
     source = node.args[0]
     while source.target in ('contiguous', 'transpose', torch.transpose):
@@ -57,21 +60,21 @@ def _shuffle(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Par
     new = node.graph.call_function(torch.index_select, (source.args[0], 1, node.graph.create_node('get_attr', path)))
     node.replace_all_uses_with(new)
     _erase_unused(node)
-    return {path: as_index(plan.numbers, _like(graph_module).device)}
+    return {path: as_index(plan.numbers, _like(modules).device)}
 
 
-def _gather(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+def _gather(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
     path = f'{node.name}_index'
     node.args = (node.graph.call_function(
         torch.index_select, (node.args[0], 1, node.graph.create_node('get_attr', path))),)
-    return {path: as_index(plan.numbers, _like(graph_module).device)}
+    return {path: as_index(plan.numbers, _like(modules).device)}
 
 
-def _scatter(graph_module: fx.GraphModule, node: fx.Node, plan: NodePlan) -> Parts:
+def _scatter(modules: Modules, node: fx.Node, plan: NodePlan) -> Parts:
     """branch + stream as an index_add, in place where nobody else will read the stream: new memory is slow."""
-    (operand, num_behind, *positions), graph, like = plan.numbers, node.graph, _like(graph_module)
+    (operand, num_behind, *positions), graph, like = plan.numbers, node.graph, _like(modules)
     branch, total = node.args[operand], node.args[1 - operand]
-    in_place = _is_last_reader(graph_module, node, total)
+    in_place = _is_last_reader(modules, node, total)
     path = f'{node.name}_index'
     parts: Parts = {path: as_index(tuple(positions), like.device)}
     if any(plan.values):
@@ -92,22 +95,17 @@ _ACTIONS = {'select': _select, 'split': _split, 'flatten': _flatten, 'shuffle': 
             'scatter': _scatter}
 
 
-def _like(graph_module: fx.GraphModule) -> torch.Tensor:
-    return next(tensor for tensor in graph_module.parameters() if tensor.is_floating_point()).detach()
+def _like(modules: Modules) -> torch.Tensor:
+    return next(tensor for tensor in modules[''].parameters() if tensor.is_floating_point()).detach()
 
 
-def _is_last_reader(graph_module: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
+def _is_last_reader(modules: Modules, node: fx.Node, value: fx.Node) -> bool:
     """Whether nothing that shares memory with `value` is read after `node`."""
-    modules = dict(graph_module.named_modules(remove_duplicate=False))
-    order = {other: position for position, other in enumerate(node.graph.nodes)}
+    def is_read_later(value: fx.Node) -> bool:
+        return any(user > node or (may_be_view(modules, user) and is_read_later(user))
+                   for user in value.users if user is not node)
 
-    def last_use(value: fx.Node, seen: fx.Node | None = None) -> int:
-        return max((last_use(user) if may_be_view(modules, user) else order[user]
-                    for user in value.users if user not in (node, seen)), default=order[value])
-
-    while value.op not in ('placeholder', 'get_attr'):
-        if last_use(value) > order[node]:
-            return False
+    while value.op not in ('placeholder', 'get_attr') and not is_read_later(value):
         if not may_be_view(modules, value):
             return True
         value = value.args[0]
