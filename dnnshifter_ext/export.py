@@ -7,7 +7,8 @@ there, or text that is no plain identifier, is refused before any code is genera
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
 import io
 import json
 import os
@@ -25,7 +26,6 @@ FORMAT = 'dnnshifter-model'
 VERSION = 1
 
 _OPS = ('placeholder', 'get_attr', 'call_module', 'call_function', 'call_method', 'output')
-_FUNCTION_NAMES = {function: name for name, function in ops.FUNCTIONS.items()}
 _MODULE_TYPES = {kind.__name__: kind for kind in ops.MODULE_ARGUMENTS}
 _DTYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
@@ -35,26 +35,31 @@ _RESERVED = frozenset((*dir(fx.GraphModule), *dir(nn.Module())))
 _PATH_PART = re.compile(r'[A-Za-z0-9_-]+')
 
 
-def save(model: nn.Module, path: str | os.PathLike) -> None:
+def save(model: nn.Module, path: str | os.PathLike, input_shape: Sequence[int] | None = None) -> None:
     """Writes the model to `path`: first under a temporary name beside it, so that a reader sees old or new.
 
-    Raises ValueError for a model that torch.fx cannot trace or that has an operation outside the allow-lists.
+    input_shape: of one input, for who reads the file; by default what a loaded model was saved with, if anything.
+    Raises ValueError for a model that torch.fx cannot trace or that has an operation outside the allow-lists, and
+    OSError, with the old file intact, when the new one cannot be written.
     """
     path = pathlib.Path(path)
-    data = to_data(model)
+    content = to_bytes(model, input_shape)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
-            torch.save(data, file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error  # not the temporary name
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, in the good case
+            temporary.unlink()
 
 
 def load(path: str | os.PathLike) -> fx.GraphModule:
-    """The model in the file, on the CPU and in evaluation mode.
+    """The model in the file, on the CPU and in evaluation mode. Its meta['input_shape'] is of one input, or None.
 
     Raises ValueError, in one line with the path, for a file that is truncated, damaged, of another format, or
     that names an unknown operation; FileNotFoundError if there is none.
@@ -71,7 +76,14 @@ def load(path: str | os.PathLike) -> fx.GraphModule:
         raise ValueError(f'{path}: {_first_line(error)}') from error
 
 
-def to_data(model: nn.Module) -> dict:
+def to_bytes(model: nn.Module, input_shape: Sequence[int] | None = None) -> bytes:
+    """The content of the file that `save` writes. Raises ValueError as that does."""
+    buffer = io.BytesIO()  # torch.save hides the reason if it cannot write to a file
+    torch.save(to_data(model, input_shape), buffer)
+    return buffer.getvalue()
+
+
+def to_data(model: nn.Module, input_shape: Sequence[int] | None = None) -> dict:
     """The model as {'format', 'version', 'structure': JSON text, 'tensors': {name: tensor}}."""
     graph_module = model if isinstance(model, fx.GraphModule) else capture(model)
     modules: dict[str, dict] = {}
@@ -95,17 +107,21 @@ def to_data(model: nn.Module) -> dict:
             attributes[target] = 'parameter' if isinstance(value, nn.Parameter) else 'buffer'
             tensors[target] = _compact(value.detach())
         elif node.op == 'call_function':
-            if target not in _FUNCTION_NAMES or (target is getattr and node.args[1:] != ('shape',)):
+            name = ops.name_of(target)
+            if name is None or (target is getattr and node.args[1:] != ('shape',)):
                 raise ValueError(f"cannot store '{node.name}': "
                                  f"function '{getattr(target, '__name__', target)}' is not supported")
-            target = _FUNCTION_NAMES[target]
+            target = name
         elif node.op == 'placeholder' and not _IDENTIFIER.fullmatch(target):
             raise ValueError(f"cannot store the argument '{target}': only plain arguments are supported")
         elif node.op == 'call_method' and target not in ops.METHODS:
             raise ValueError(f"cannot store '{node.name}': method '{target}' is not supported")
         nodes.append({'op': node.op, 'name': node.name, 'target': target,
                       'args': _encode(tuple(node.args)), 'kwargs': _encode(dict(node.kwargs))})
-    structure = {'nodes': nodes, 'modules': modules, 'attributes': attributes}
+    if input_shape is None:
+        input_shape = graph_module.meta.get('input_shape')
+    structure = {'nodes': nodes, 'modules': modules, 'attributes': attributes,
+                 'input_shape': None if input_shape is None else _input_shape(list(input_shape))}
     return {'format': FORMAT, 'version': VERSION, 'structure': json.dumps(structure), 'tensors': tensors}
 
 
@@ -121,11 +137,21 @@ def from_data(data: object) -> fx.GraphModule:
         parts = {path: _build_module(path, entry, tensors) for path, entry in modules}
         parts |= {path: _build_attribute(path, kind, tensors) for path, kind in attributes}
         graph = _build_graph(structure['nodes'], parts)
-        return assemble(parts, graph, 'GraphModule')
+        model = assemble(parts, graph, 'GraphModule')
+        model.meta['input_shape'] = _input_shape(structure.get('input_shape'))
+        return model
     except ValueError:
         raise
     except Exception as error:  # a structure of any other shape than ours is refused, whatever it trips over
         raise ValueError(f'the structure is damaged ({_first_line(error)})') from error
+
+
+def _input_shape(sizes: list[int] | None) -> tuple[int, ...] | None:
+    if sizes is None:
+        return None
+    if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f'{sizes!r} is not the shape of an input')
+    return tuple(sizes)
 
 
 def _build_module(path: str, entry: dict, tensors: dict) -> nn.Module:
@@ -177,9 +203,10 @@ def _target(
         if target not in parts or isinstance(parts[target], nn.Module) != (op == 'call_module'):
             raise ValueError(f"'{name}' refers to '{target}', which is not in the file")
     elif op == 'call_function':
-        if target not in ops.FUNCTIONS or (target == 'getattr' and args[1:] != ('shape',)):
+        function = ops.function_named(target)
+        if function is None or (function is getattr and args[1:] != ('shape',)):
             raise ValueError(f"function '{target}' is not supported")
-        return ops.FUNCTIONS[target]
+        return function
     elif op == 'call_method':
         if target not in ops.METHODS:
             raise ValueError(f"method '{target}' is not supported")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 import json
-import math
-import os
 import pathlib
-import re
 
 import torch
 from torch import nn
 
 from dnnshifter_ext import export, paths, sources
+from dnnshifter_ext.cli import common
 from dnnshifter_ext.conversion import Conversion, convert
 from dnnshifter_ext.flow import analyse, collapsed_at
 from dnnshifter_ext.graph import trace_shapes
@@ -26,10 +23,6 @@ from open_lth.foundations.files import write_atomically
 from open_lth.foundations.runner import Runner
 
 MODES = ('exact', 'paper')
-# As many inputs for the proof as there is time for: 16 of 3x64x64, 2 of 3x224x224.
-MIN_INPUTS, MAX_INPUTS, MAX_VALUES = 2, 16, 16 * 3 * 64 * 64
-
-_SHAPE = re.compile(r'[1-9]\d{0,4}(x[1-9]\d{0,4})*')
 
 
 @dataclass
@@ -69,14 +62,12 @@ class ConvertRunner(Runner):
         for name in ('model', 'checkpoint', 'output'):
             if not getattr(args, name):
                 raise UserError(f'convert needs --{name}; see convert --help')
-        if args.input_shape is not None and not _SHAPE.fullmatch(args.input_shape):
-            raise UserError(f"--input_shape is written like 3x32x32, not '{args.input_shape}'")
+        input_shape = common.input_shape(args.input_shape)
         if args.mode not in MODES:
             raise UserError(f'--mode is {" or ".join(MODES)}, not {args.mode}')
         for name in ('num_classes', 'round_to'):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise UserError(f'--{name} must be at least 1, not {getattr(args, name)}')
-        input_shape = args.input_shape and tuple(map(int, args.input_shape.split('x')))
         return ConvertRunner(args.model, args.checkpoint, pathlib.Path(args.output), input_shape, args.num_classes,
                              args.mode, args.round_to)
 
@@ -84,34 +75,24 @@ class ConvertRunner(Runner):
         print(self.output)
 
     def run(self) -> None:
-        _check_output(self.output, self.checkpoint)
+        plan_path = paths.plan_beside(self.output)
+        common.check_outputs([self.output, plan_path], pathlib.Path(self.checkpoint), 'checkpoint')
         model, path = sources.load_model(self.model, self.checkpoint, self.num_classes)
         shape = self.input_shape or sources.known_input_shape(self.model)
         if shape is None:
             raise UserError(f'the inputs of {self.model} are not known: give --input_shape, for example 3x224x224')
         try:
-            inputs = random_inputs(shape)
+            inputs = common.random_inputs(shape)
             conversion = convert(model, inputs, mode=self.mode, round_to=self.round_to)
             _check_collapse(conversion, inputs)
-            export.save(conversion.model, self.output)
+            content = export.to_bytes(conversion.model, shape)
         except (ValueError, MemoryError) as error:
             raise UserError(f'{path} cannot be converted: {error}') from error
-        plan_path = paths.plan_beside(self.output)
-        with write_atomically(plan_path) as file:
-            json.dump(conversion.plan.to_dict(), file)
+        _write(self.output, content, plan_path, conversion.plan)
         print('\n'.join([
             f'{self.model}, weights of {path}', '', layer_table(conversion.plan), '',
             *proof_lines(conversion, inputs, self.mode), '', *size_lines(model, conversion), '',
             f'Model: {self.output}', f'Plan: {plan_path}']))
-
-
-def random_inputs(shape: Sequence[int]) -> torch.Tensor:
-    """A batch of standard normal inputs, always the same. Raises MemoryError."""
-    num = max(MIN_INPUTS, min(MAX_INPUTS, MAX_VALUES // math.prod(shape)))
-    try:
-        return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
-    except RuntimeError as error:
-        raise MemoryError(f'{num} inputs of {_by(shape)} do not fit into memory') from error
 
 
 def layer_table(plan: RemovalPlan) -> str:
@@ -134,12 +115,9 @@ def _reasons(layer: LayerPlan) -> str:
 
 def proof_lines(conversion: Conversion, inputs: torch.Tensor, mode: str) -> list[str]:
     """The pruned model against the given one, and how much of the difference is due to what."""
-    report = conversion.report
     lines = [
-        f'Check in float64, on {len(inputs)} random inputs of {_by(inputs.shape[1:])}:',
-        f'    max |difference|     {report.max_abs_difference:.3g}, where the outputs range over '
-        f'{report.output_range:.3g}',
-        f'    changed predictions  {report.changed_predictions} of {report.num_predictions}',
+        f'Check in float64, on {len(inputs)} random inputs of {common.by(inputs.shape[1:])}:',
+        *common.comparison_lines(conversion.report),
         f'    fusion by itself     {conversion.fusion.max_abs_difference:.3g} (rounding of the fused weights)',
         f'    removal by itself    {conversion.removal.max_abs_difference:.3g} (carried out in float64)']
     if mode == 'paper':
@@ -155,21 +133,18 @@ def size_lines(model: nn.Module, conversion: Conversion) -> list[str]:
     return [f'Channels    {conversion.plan.num_removed:,} removed',
             f'Parameters  {num_before:,} -> {num_after:,} ({num_before / num_after:.2f}x smaller)',
             f'Bytes       {bytes_before:,} -> {bytes_after:,} ({bytes_before / bytes_after:.2f}x smaller)',
-            f'Times       capture {conversion.capture_time_ms:.0f} ms, fusing {conversion.fusing_time_ms:.0f} ms, '
-            f'pruning {conversion.pruning_time_ms:.0f} ms, checking {conversion.verifying_time_ms:.0f} ms']
+            f'Times       capture {conversion.capture_time_ms:.0f} ms, analysis {conversion.analysis_time_ms:.0f} ms, '
+            f'rebuilding {conversion.rebuilding_time_ms:.0f} ms, checking {conversion.verifying_time_ms:.0f} ms']
 
 
-def _check_output(output: pathlib.Path, checkpoint: str) -> None:
-    """Before any work: UserError if the files cannot be written, or would replace the checkpoint."""
-    if not output.parent.is_dir():
-        raise UserError(f'--output: there is no folder {output.parent}')
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise UserError(f'--output: the folder {output.parent} is not writable')
-    for path in (output, paths.plan_beside(output)):
-        if path.is_dir():
-            raise UserError(f'--output: {path} is a folder')
-        if path.exists() and os.path.exists(checkpoint) and path.samefile(checkpoint):
-            raise UserError(f'--output: {path} would replace the checkpoint')
+def _write(output: pathlib.Path, content: bytes, plan_path: pathlib.Path, plan: RemovalPlan) -> None:
+    """Both files, or neither. A crash at the last moment leaves a model without a plan, never with another's."""
+    with write_atomically(plan_path) as plan_file, write_atomically(output, 'wb') as model_file:
+        json.dump(plan.to_dict(), plan_file)
+        model_file.write(content)
+        plan_file.flush()
+        model_file.flush()  # a full disk shows by now
+        plan_path.unlink(missing_ok=True)  # of the two, the model is renamed first
 
 
 def _check_collapse(conversion: Conversion, inputs: torch.Tensor) -> None:
@@ -177,7 +152,3 @@ def _check_collapse(conversion: Conversion, inputs: torch.Tensor) -> None:
     if names:
         raise ValueError(f"every output of the model is constant: nothing of the input gets past "
                          f"{' and '.join(map(repr, names))}. Prune less, or keep some weights of that layer")
-
-
-def _by(shape: Sequence[int]) -> str:
-    return 'x'.join(map(str, shape))

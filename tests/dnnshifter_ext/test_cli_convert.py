@@ -1,8 +1,11 @@
 """The command `convert`, typed as a user would: what it writes, what it says, and what it refuses."""
 
+import errno
+import itertools
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -15,6 +18,7 @@ import torchvision
 
 from dnnshifter_ext import conversion as conversion_module
 from dnnshifter_ext import load
+from dnnshifter_ext.export import to_bytes
 from dnnshifter_ext.install import install
 from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.prune import apply_plan
@@ -216,6 +220,64 @@ def test_the_same_command_writes_the_same_again_and_replaces_the_old(folder):
     second, _ = converted(folder, *flags)
     assert nets.same_state(first.state_dict(), second.state_dict())
     assert (folder / 'out' / 'small.plan.json').read_bytes() == plan
+
+
+# ---- both files, or neither
+
+def plan_fits(folder):
+    """Whether the plan that lies beside the model is that model's."""
+    plan = RemovalPlan.from_dict(json.loads((folder / 'out' / 'small.plan.json').read_text()))
+    widths = {name: len(module.weight) for name, module in load(folder / 'out' / 'small.pth').named_modules()
+              if isinstance(module, (nn.Conv2d, nn.Linear))}
+    return {layer.layer: len(layer.keep_outputs) for layer in plan.layers} == widths
+
+
+@pytest.fixture
+def replacing(folder):
+    """Runs the command over the files of another checkpoint, and says which of them are left as they were."""
+    saved(folder, sparse())
+    converted(folder, VGG, '--input_shape=3x8x8')
+    saved(folder, sparse(density=0.03))
+    before = helpers.content_digests(folder / 'out')
+
+    def replace():
+        outcome = run(folder, VGG, '--input_shape=3x8x8')
+        after = helpers.content_digests(folder / 'out')
+        assert after.keys() <= before.keys()  # no temporary file
+        return outcome, {name for name in after if after[name] == before[name]}
+
+    return replace
+
+
+@pytest.mark.parametrize('name, call, model_is_old', [
+    ('unlink', 1, True), ('replace', 1, True), ('replace', 2, False), *(('fsync', n, n == 1) for n in range(1, 5))])
+def test_a_plan_never_lies_beside_the_model_of_another(folder, replacing, monkeypatch, name, call, model_is_old):
+    original, calls = getattr(os, name), itertools.count(1)
+
+    def failing(*args, **keywords):
+        if next(calls) == call:
+            raise OSError(errno.EIO, 'Input/output error')
+        return original(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, failing)
+        outcome, old = replacing()
+    helpers.assert_one_line_error(outcome, 'Input/output error')
+    assert ('small.pth' in old) == model_is_old
+    assert not (folder / 'out' / 'small.plan.json').exists() or plan_fits(folder)
+
+
+def test_a_full_disk_leaves_both_files_as_they_were(replacing):
+    small = conversion_module.convert(sparse(density=0.03), nets.images()).model
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (4096, len(to_bytes(small, (3, 8, 8))) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            outcome, old = replacing()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        helpers.assert_one_line_error(outcome, 'File too large')
+        assert old == {'small.pth', 'small.plan.json'}
 
 
 # ---- what it says

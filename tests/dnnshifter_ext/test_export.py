@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 import torchvision
+from torchvision.models import swin_transformer
 from torchvision.models.convnext import CNBlockConfig
 
 from dnnshifter_ext import export
@@ -15,6 +18,15 @@ from dnnshifter_ext.conversion import convert
 from dnnshifter_ext.graph import capture
 from tests import helpers
 from tests.dnnshifter_ext import nets
+
+
+def swin(**version):
+    return torchvision.models.SwinTransformer([4, 4], 8, [1, 2], [2, 2], [2, 2], num_classes=5, **version)
+
+
+def swin_v2():
+    return swin(block=swin_transformer.SwinTransformerBlockV2, downsample_layer=swin_transformer.PatchMergingV2)
+
 
 MODELS = {
     'lenet': (nets.LeNet, nets.images(6, 1)),
@@ -27,6 +39,8 @@ MODELS = {
     'convnext': (lambda: torchvision.models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.5),
                  nets.images(32)),
     'vit': (lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64), nets.images(32)),
+    'swin': (swin, nets.images(32)),
+    'swin v2': (swin_v2, nets.images(32)),
     'maxvit': (lambda: torchvision.models.MaxVit((64, 64), 16, 2, [16], [1], 8, 0.1), nets.images(64, num=2)),
 }
 
@@ -128,9 +142,27 @@ def test_layers_with_dashes_and_digits_in_their_names(path):
     model = nn.Sequential()
     model.add_module('block1-0', nn.Linear(3, 2))
     model.add_module('7', nn.Linear(2, 2))
-    export.save(model, path)
+    export.save(model.eval(), path)
     x = torch.randn(2, 3)
     assert torch.equal(export.load(path)(x), model(x))
+
+
+def test_the_shape_of_the_inputs_is_kept_on_request(path):
+    model = nets.sparsify(nets.VGG())
+    export.save(model, path)
+    assert export.load(path).meta['input_shape'] is None
+    export.save(model, path, nets.images().shape[1:])
+    for _ in range(2):  # saving what was loaded keeps it
+        loaded = export.load(path)
+        assert loaded.meta['input_shape'] == (3, 8, 8)
+        export.save(loaded, path)
+    with pytest.raises(ValueError, match=r'\[3, -1\] is not the shape of an input'):
+        export.save(model, path, (3, -1))
+    data, structure = stored()
+    del structure['input_shape']  # as in the files of earlier versions
+    assert export.from_data(data | {'structure': json.dumps(structure)}).meta['input_shape'] is None
+    for shape in ([], [3, 0], [3, '8'], [3, True], [3, 2.0], 3, '3x8', {}):
+        assert 'is not the shape of an input' in refused(data, structure | {'input_shape': shape})
 
 
 def test_loading_needs_no_engine_and_no_training_code(path):
@@ -153,15 +185,27 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     export.save(nets.sparsify(nets.VGG()), path)
     before = path.read_bytes()
 
-    def fail(data, file):
-        file.write(b'half')
-        raise OSError('no space left on device')
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(OSError, match='no space'):
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left on device') as caught:
         export.save(nets.sparsify(nets.LeNet()), path)
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ['model.pth']
+
+
+def test_errors_of_the_file_system_name_the_path_that_was_given(path):
+    model = nets.sparsify(nets.LeNet())
+    (path.parent / 'folder').mkdir()
+    (path.parent / 'file').touch()
+    for bad, kind in (('missing/model.pth', FileNotFoundError), ('folder', IsADirectoryError),
+                      ('file/model.pth', NotADirectoryError)):
+        with pytest.raises(kind) as caught:
+            export.save(model, path.parent / bad)
+        assert str(caught.value).endswith(f": '{path.parent / bad}'") and '.tmp' not in str(caught.value)
+    assert helpers.list_files(path.parent) == {'file'}
 
 
 def test_what_cannot_be_stored_is_named(path):
@@ -170,23 +214,23 @@ def test_what_cannot_be_stored_is_named(path):
             return super().forward(torch.roll(x, 1, 2))
 
     with pytest.raises(ValueError, match="cannot store 'roll': function 'roll' is not supported"):
-        export.save(Rolling(), path)
+        export.save(Rolling().eval(), path)
     with pytest.raises(ValueError, match="cannot store 'cumsum': method 'cumsum' is not supported"):
-        export.save(nets.Pair(activation=lambda x: x.cumsum(2)), path)
+        export.save(nets.Pair(activation=lambda x: x.cumsum(2)).eval(), path)
     with pytest.raises(ValueError, match="cannot store layer '1': module type 'torch.nn.modules.*GroupNorm'"):
-        export.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), path)
+        export.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)).eval(), path)
     with pytest.raises(ValueError, match="cannot store the argument '\\*inputs': only plain arguments"):
         class Several(nn.Module):
             def forward(self, *inputs):
                 return inputs[0]
 
-        export.save(Several(), path)
+        export.save(Several().eval(), path)
     with pytest.raises(ValueError, match="function 'getattr' is not supported"):
-        export.save(nets.Pair(activation=lambda x: x.T.mT), path)
+        export.save(nets.Pair(activation=lambda x: x.T.mT).eval(), path)
     odd = nn.Sequential()
     odd.add_module('a b', nn.Linear(3, 2))
     with pytest.raises(ValueError, match="'a b' is not the name of a layer or tensor"):
-        export.save(odd, path)
+        export.save(odd.eval(), path)
     assert list(path.parent.iterdir()) == []
 
 
@@ -256,10 +300,33 @@ def test_unknown_operations_are_refused():
 
 
 def test_getattr_reads_nothing_but_shapes():
-    data, structure = stored(nets.Pair(activation=lambda x: x * x.shape[2]))
+    data, structure = stored(nets.Pair(activation=lambda x: x * x.shape[2]).eval())
     [node] = [node for node in structure['nodes'] if node['target'] == 'getattr']
     node['args']['tuple'][1] = '__class__'
     assert refused(data, structure) == "function 'getattr' is not supported"
+
+
+def test_of_torchvision_there_are_three_functions_and_no_more(monkeypatch):
+    data, structure = stored(swin().eval())
+    home = 'torchvision.models.swin_transformer'
+    for name in ('torch.load', 'torch', 'SwinTransformer', 'swin_t', '_log_api_usage_once', '__builtins__', ''):
+        [node, *_] = [node for node in structure['nodes'] if node['name'] == '_get_relative_position_bias']
+        node['target'] = f'{home}.{name}'
+        assert refused(data, structure) == f"function '{home}.{name}' is not supported"
+    data, structure = stored(swin().eval())
+    monkeypatch.setitem(sys.modules, home, None)  # as where torchvision is not installed
+    assert f"'{home}._get_relative_position_bias' is needed: import of {home}" in refused(data, structure)
+
+
+def test_a_function_of_that_name_from_elsewhere_is_not_stored(path):
+    def _patch_merging_pad(x):
+        return x * 2
+
+    _patch_merging_pad.__module__ = swin_transformer.__name__
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(_patch_merging_pad, (graph.placeholder('x'),)))
+    with pytest.raises(ValueError, match="function '_patch_merging_pad' is not supported"):
+        export.save(torch.fx.GraphModule(nn.Module(), graph), path)
 
 
 def renamed(name):
