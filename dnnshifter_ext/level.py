@@ -53,7 +53,7 @@ def convert_level(desc: LotteryDesc, replicate: int, level: int) -> None:
         location = desc.run_path(replicate, level)
         model = models_registry.load(location, desc.train_end_step, desc.model_hparams, desc.train_outputs)
         mask = load_mask_for(model, location)
-        model = PrunedModel(model, mask).model  # now with the mask multiplied in
+        model = PrunedModel(model, mask).model.eval()  # now with the mask multiplied in
         test_loader = datasets_registry.get(desc.dataset_hparams, train=False)
         batches = iter(test_loader)
         first = next(batches)
@@ -61,7 +61,7 @@ def convert_level(desc: LotteryDesc, replicate: int, level: int) -> None:
         with _naming(level, location):
             conversion = convert(model, inputs)
         profiles = profile_together(
-            {'sparse': conversion.fused, 'pruned': conversion.model}, inputs.shape[1:],
+            {'unfused': model, 'fused': conversion.fused, 'pruned': conversion.model}, inputs.shape[1:],
             itertools.chain([first], batches), device=get_platform().torch_device)
     with _naming(level, location):
         _write(paths.level_directory(desc, replicate, level), conversion,
@@ -109,10 +109,11 @@ def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: 
         'num_prunable': mask.num_total,
         'num_kept': mask.num_kept,
         'compression_ratio': mask.num_total / max(mask.num_kept, 1),
-        'sparse': profiles['sparse'].to_dict(),
-        'pruned': profiles['pruned'].to_dict(),
-        'fusing_time_ms': conversion.fusing_time_ms,
-        'pruning_time_ms': conversion.pruning_time_ms,
+        **{name: profile.to_dict() for name, profile in profiles.items()},
+        'capture_time_ms': conversion.capture_time_ms,
+        'analysis_time_ms': conversion.analysis_time_ms,
+        'rebuilding_time_ms': conversion.rebuilding_time_ms,
+        'conversion_time_ms': conversion.conversion_time_ms,
         'verifying_time_ms': conversion.verifying_time_ms,
         'comparison': conversion.report.to_dict(),
         'comparison_of_fusion_alone': conversion.fusion.to_dict(),
@@ -137,10 +138,9 @@ def _read_row(desc: LotteryDesc, replicate: int, level: int) -> portfolio.Row:
             data = json.load(file)
         return portfolio.Row(
             level=data['level'], compression_ratio=data['compression_ratio'],
-            sparse=Profile.from_dict(data['sparse']), pruned=Profile.from_dict(data['pruned']),
-            pruning_time_ms=data['pruning_time_ms'],
-            max_abs_difference=data['comparison']['max_abs_difference'],
-            changed_predictions=data['comparison']['changed_predictions'])
-    except (ValueError, KeyError, TypeError) as error:
+            **{name: Profile.from_dict(data[name]) for name in ('unfused', 'fused', 'pruned')},
+            conversion_time_ms=data['conversion_time_ms'],
+            max_abs_difference=data['comparison']['max_abs_difference'])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'{type(error).__name__}: {error}'
         raise UserError(f'{path} is damaged ({reason}); delete it to make it again') from error

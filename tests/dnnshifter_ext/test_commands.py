@@ -58,7 +58,7 @@ FILES_OF_LEVELS_0_AND_1 = sorted(
 def test_lottery_makes_the_portfolio(root):
     outcome = lottery(root, '--levels=1')
     assert ours(root) == FILES_OF_LEVELS_0_AND_1
-    assert 'level  ratio  acc sparse %' in outcome.out
+    assert 'level  ratio  sparse  pruned' in outcome.out
     assert outcome.out.rstrip().splitlines()[-1].endswith('portfolio.png')
 
 
@@ -90,7 +90,7 @@ def test_branch_converts_existing_levels(root):
     outcome = helpers.succeed('lottery_branch', 'dnnshifter', *FLAGS, '--levels=0-1', root=root)
     assert ours(root) == FILES_OF_LEVELS_0_AND_1
     assert theirs(root) == before
-    assert 'Branch dnnshifter (Replicate 1, Level 1)' in outcome.out and 'acc pruned %' in outcome.out
+    assert 'Branch dnnshifter (Replicate 1, Level 1)' in outcome.out and 'Search efficiency' in outcome.out
     # The command `lottery` finds them done.
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob('dnnshifter/*')}
     lottery(root, '--levels=1')

@@ -79,9 +79,13 @@ def test_a_level_becomes_three_files(desc):
     assert plan.num_removed > 0
     summary = json.loads((directory / 'profile.json').read_text())
     assert summary['level'] == 3 and summary['num_channels_removed'] == plan.num_removed
-    assert summary['pruned']['num_params'] == nets.num_params(pruned) < summary['sparse']['num_params']
-    assert summary['pruned']['accuracy'] == summary['sparse']['accuracy']
-    assert summary['pruned']['num_examples'] == 360
+    assert summary['pruned']['num_params'] == nets.num_params(pruned) < summary['fused']['num_params']
+    assert summary['pruned']['num_flops'] < summary['fused']['num_flops'] == summary['unfused']['num_flops']
+    assert summary['pruned']['accuracy'] == summary['unfused']['accuracy']
+    assert (summary['pruned']['changed_predictions'], summary['pruned']['num_examples']) == (0, 360)
+    for latency in summary['pruned']['latencies']:
+        assert set(latency['speedup_over']) == {'unfused', 'fused'}
+    assert summary['conversion_time_ms'] == summary['analysis_time_ms'] + summary['rebuilding_time_ms'] > 0
     assert summary['comparison']['max_abs_difference'] <= 1e-5 * summary['comparison']['output_range']
     mask = Mask.load(desc.run_path(1, 3))
     total, kept = sum(m.numel() for m in mask.values()), sum(int(m.sum()) for m in mask.values())
@@ -96,7 +100,19 @@ def test_accuracy_is_that_of_the_test_set(desc):
     loader = registry.get(desc.dataset_hparams, train=False)
     hits = [(sparse(x).argmax(1) == y).sum().item() for x, y in loader]
     summary = json.loads(pathlib.Path(paths.profile(paths.level_directory(desc, 1, 0))).read_text())
-    assert summary['sparse']['accuracy'] == sum(hits) / 360
+    assert summary['unfused']['accuracy'] == sum(hits) / 360
+
+
+def test_the_sparse_model_is_profiled_as_it_was_trained_and_fused(desc):
+    save_level(desc, 0)
+    levels.convert_level(desc, 1, 0)
+    summary = json.loads(pathlib.Path(paths.profile(paths.level_directory(desc, 1, 0))).read_text())
+    sparse = masked(desc, 0)
+    num_norms = sum(module.num_features for module in sparse.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert summary['unfused']['num_params'] == nets.num_params(sparse)
+    assert summary['unfused']['num_nonzero_params'] == sum(int(p.count_nonzero()) for p in sparse.parameters())
+    # Of a scale and a shift per channel the bias of the convolution remains.
+    assert summary['fused']['num_params'] == nets.num_params(sparse) - num_norms
 
 
 def test_random_generators_are_left_as_they_were(desc):
@@ -166,7 +182,7 @@ def test_summary_of_the_levels_that_exist(desc):
     assert (frame['params_stored'] < frame['params_stored_sparse']).tolist() == [False, True]
     assert (directory / 'portfolio.png').read_bytes().startswith(b'\x89PNG')
     assert str(directory / 'portfolio.csv') in text and str(directory / 'portfolio.png') in text
-    assert [line.split()[0] for line in text.splitlines()[3:5]] == ['0', '2']
+    assert [line.split()[0] for line in text.splitlines()[4:6]] == ['0', '2']
     assert not [path for path in helpers.list_files(directory) if path.endswith('.tmp')]
 
 
@@ -176,7 +192,11 @@ def test_summary_of_nothing_and_of_a_damaged_level(desc):
     save_level(desc, 0)
     levels.convert_level(desc, 1, 0)
     path = pathlib.Path(paths.profile(paths.level_directory(desc, 1, 0)))
-    for text in ('{', '{}', '[]', path.read_text().replace('"accuracy"', '"accurate"')):
+    complete = path.read_text()
+    assert '"unfused": {' in complete and '"speedup_over": {' in complete
+    for text in ('{', '{}', '[]', complete.replace('"accuracy"', '"accurate"'),
+                 complete.replace('"unfused": {', '"sparse": {'),  # as an older version wrote it
+                 complete.replace('"speedup_over": {}', '"speedup_over": [1]')):
         path.write_text(text)
         with pytest.raises(UserError, match='profile.json is damaged .*delete it to make it again') as caught:
             levels.summarise(desc, 1, range(1))
