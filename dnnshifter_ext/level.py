@@ -6,15 +6,21 @@ runs on the side: the random generators are left as they were found, the experim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import itertools
 import json
 import os
 
+import torch
+from torch import nn
+
 from dnnshifter_ext import export, paths, portfolio
 from dnnshifter_ext.conversion import Conversion, convert
+from dnnshifter_ext.graph import capture, trace_shapes
 from dnnshifter_ext.profiler import Profile, profile_together
+from dnnshifter_ext.prune import apply_plan
+from dnnshifter_ext.removal import plan_removal
 from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.files import write_atomically
@@ -60,12 +66,14 @@ def convert_level(desc: LotteryDesc, replicate: int, level: int) -> None:
         inputs = first[0][:NUM_EXAMPLES_VERIFIED].cpu()
         with _naming(level, location):
             conversion = convert(model, inputs)
+            num_params_paper_rule = _num_params_by_the_paper(model, inputs)
         profiles = profile_together(
             {'unfused': model, 'fused': conversion.fused, 'pruned': conversion.model}, inputs.shape[1:],
             itertools.chain([first], batches), device=get_platform().torch_device)
     with _naming(level, location):
         _write(paths.level_directory(desc, replicate, level), conversion,
-               _summary_of_level(level, mask, conversion, profiles))
+               _summary_of_level(level, mask, conversion, profiles)
+               | {'num_params_paper_rule': num_params_paper_rule}, inputs.shape[1:])
 
 
 def summarise(desc: LotteryDesc, replicate: int, levels: Iterable[int]) -> str:
@@ -103,6 +111,13 @@ def _naming(level: int, location: str) -> Iterator[None]:
         raise UserError(f'level {level} in {location} cannot be converted: {error}') from error
 
 
+def _num_params_by_the_paper(model: nn.Module, inputs: torch.Tensor) -> int:
+    """What the published rule would store (at other outputs than the sparse model's)."""
+    captured = capture(model)
+    plan = plan_removal(captured, trace_shapes(captured, [inputs[:1]]), mode='paper')
+    return sum(p.numel() for p in apply_plan(captured, plan).parameters())
+
+
 def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: dict[str, Profile]) -> dict:
     return {
         'level': level,
@@ -122,9 +137,9 @@ def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: 
     }
 
 
-def _write(directory: str, conversion: Conversion, summary: dict) -> None:
+def _write(directory: str, conversion: Conversion, summary: dict, input_shape: Sequence[int]) -> None:
     os.makedirs(directory, exist_ok=True)
-    export.save(conversion.model, paths.model(directory))
+    export.save(conversion.model, paths.model(directory), input_shape)
     with write_atomically(paths.plan(directory), mode='w') as file:
         json.dump(conversion.plan.to_dict(), file)
     with write_atomically(paths.profile(directory), mode='w') as file:
@@ -139,7 +154,7 @@ def _read_row(desc: LotteryDesc, replicate: int, level: int) -> portfolio.Row:
         return portfolio.Row(
             level=data['level'], compression_ratio=data['compression_ratio'],
             **{name: Profile.from_dict(data[name]) for name in ('unfused', 'fused', 'pruned')},
-            conversion_time_ms=data['conversion_time_ms'],
+            num_params_paper_rule=data['num_params_paper_rule'], conversion_time_ms=data['conversion_time_ms'],
             max_abs_difference=data['comparison']['max_abs_difference'])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f'{type(error).__name__}: {error}'
