@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from dnnshifter_ext import ops
-from dnnshifter_ext.fuse import drop_nodes, fusable_norms, scale_and_shift, scaled
+from dnnshifter_ext.fuse import drop_nodes, fusable_norms, fused_layer, scale_and_shift, scaled
 from dnnshifter_ext.graph import rebuild
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.rewire import as_index, rewire
@@ -36,6 +36,8 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan) -> fx.GraphModul
         norm = modules[norms[name].target] if name in norms else None
         with torch.no_grad():
             narrow[name] = narrow_layer(module, layer_plan, norm)
+    narrow |= {path: fused_layer(modules[path], modules[norm.target])  # of layers that lose nothing, not even inputs
+               for path, norm in norms.items() if path not in narrow}
     graph = copy.deepcopy(graph_module.graph)
     nodes = {node.name: node for node in graph.nodes}
     fused = {norm.name for norm in norms.values()}

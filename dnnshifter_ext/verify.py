@@ -49,16 +49,19 @@ def compare(
 
 
 def outputs_of(model: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """All output tensors of a deep copy of `model` in float64 and evaluation mode.
+    """All output tensors of `model` in float64 and evaluation mode; of a deep copy, unless it is that already.
 
     Raises ValueError when the model cannot run on the inputs.
     """
     inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     # Copies, because a model may work in place on its input.
     inputs = tuple(x.to(torch.float64, copy=True) if x.is_floating_point() else x.clone() for x in inputs)
+    if model.training or any(tensor.is_floating_point() and tensor.dtype is not torch.float64
+                             for tensor in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(model).double().eval()
     try:
         with torch.inference_mode():
-            return list(_tensors(copy.deepcopy(model).double().eval()(*inputs)))
+            return list(_tensors(model(*inputs)))
     except (RuntimeError, TypeError, IndexError) as error:
         shapes = ', '.join(str(tuple(x.shape)) for x in inputs)
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

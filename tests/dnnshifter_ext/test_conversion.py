@@ -247,6 +247,21 @@ def test_a_model_in_training_mode_is_refused_by_the_name_of_its_batch_norm():
         convert(model, nets.images())
 
 
+def test_a_batch_norm_behind_a_layer_that_is_a_barrier_is_fused_too():
+    class Overwritten(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2, self.bn = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.conv1(x)
+            y = x.relu_()
+            return y + self.bn(self.conv2(x))
+
+    conversion = assert_exact(nets.sparsify(Overwritten()), nets.images())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in conversion.model.modules())
+
+
 def test_denormal_weights_are_weights():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)).eval()
     with torch.no_grad():
