@@ -12,6 +12,9 @@ from torch import nn
 
 from dnnshifter_ext.fuse import numbers
 
+# Kernels whose sizes stay in the second-level cache.
+BLOCK = 2**15
+
 
 class LayerFacts:
     """Questions about one layer, answered from its weights; all answers are on the CPU.
@@ -97,12 +100,21 @@ class LayerFacts:
     @cached_property
     def _reads_GOI(self) -> np.ndarray:
         """Has the output any non-zero weight for the input? (G, O/G, I/G)"""
-        weights_NK = self._weights_NK
-        num_taps = weights_NK.shape[1]
-        if num_taps > 1:  # as a matrix product, because reductions over a short last dimension crawl
-            weights_NK = weights_NK.abs() @ weights_NK.new_ones(num_taps)
-        reads_N = weights_NK.numpy() != 0  # five times as fast as torch's comparison
+        # Both ways are several times as fast as a comparison or reduction by torch itself.
+        reads_N = self._weights_NK.numpy()[:, 0] != 0 if self._weights_NK.shape[1] == 1 else (
+            _sums_of_sizes(self._weights_NK).numpy() != 0)
         return reads_N.reshape(self.groups, -1, self.module.weight.shape[1])
+
+
+def _sums_of_sizes(weights_NK: torch.Tensor) -> torch.Tensor:
+    """The sum of the absolute values of each kernel, (N,), by blocks: new memory costs more than arithmetic."""
+    num_kernels, num_taps = weights_NK.shape
+    sums_N, ones_K = weights_NK.new_empty(num_kernels), weights_NK.new_ones(num_taps)
+    sizes_BK = weights_NK.new_empty(min(num_kernels, BLOCK), num_taps)
+    for start in range(0, num_kernels, BLOCK):
+        block_BK = weights_NK[start:start + BLOCK]
+        torch.mv(torch.abs(block_BK, out=sizes_BK[:len(block_BK)]), ones_K, out=sums_N[start:start + BLOCK])
+    return sums_N
 
 
 def taps_on_padding(module: nn.Module) -> torch.Tensor:
