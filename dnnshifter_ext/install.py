@@ -10,7 +10,7 @@ from open_lth.training.branch.registry import registered_branches as registered_
 
 
 def install() -> None:
-    """Replaces `lottery` and `branch train oneshot` by ours, adds commands, branches, strategies; imported when used."""
+    """Replaces `lottery` and `branch train oneshot`; adds commands, branches and strategies. All imported when used."""
     registered_runners['lottery'] = 'dnnshifter_ext.lottery:LotteryRunner'
     registered_runners['convert'] = 'dnnshifter_ext.cli.convert:ConvertRunner'
     DESCRIPTIONS['convert'] = 'Make a smaller, dense model of your own sparse one.'

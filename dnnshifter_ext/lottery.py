@@ -6,9 +6,12 @@ import argparse
 from dataclasses import dataclass
 
 from dnnshifter_ext import level as levels
+from dnnshifter_ext.methods.unstructured import lottery as scored
 from open_lth.foundations.errors import UserError
 from open_lth.lottery import runner
+from open_lth.models.base import Model
 from open_lth.platforms.platform import get_platform
+from open_lth.pruning.mask import Mask
 
 
 @dataclass
@@ -20,6 +23,7 @@ class LotteryRunner(runner.LotteryRunner):
     @staticmethod
     def add_args(parser: argparse.ArgumentParser) -> None:
         runner.LotteryRunner.add_args(parser)
+        parser.add_argument_group('Pruning strategies', scored.HELP)
         group = parser.add_argument_group('DNNShifter', 'What is done with each level after its training.')
         group.add_argument('--no_dnnshifter', action='store_true',
                            help='(optional) Makes no pruned models, profiles and portfolio.')
@@ -28,6 +32,7 @@ class LotteryRunner(runner.LotteryRunner):
     def create_from_args(cls, args: argparse.Namespace) -> LotteryRunner:
         created = super().create_from_args(args)
         created.dnnshifter = not args.no_dnnshifter
+        scored.validate(created.desc)
         return created
 
     def run(self) -> None:
@@ -36,6 +41,11 @@ class LotteryRunner(runner.LotteryRunner):
             text = levels.report(self.desc, self.replicate, range(self.levels + 1))
             if self.verbose:
                 print(text, flush=True)
+
+    def _make_mask(self, level: int, model: Model, mask: Mask) -> Mask:
+        if self.desc.pruning_hparams.pruning_strategy in scored.STRATEGIES:
+            return scored.make_mask(self.desc, self.replicate, level, model, mask, self.verbose)
+        return super()._make_mask(level, model, mask)
 
     def _train_level(self, level: int) -> None:
         super()._train_level(level)

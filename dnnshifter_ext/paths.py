@@ -27,6 +27,11 @@ def plan(directory: str) -> str: return os.path.join(directory, 'plan.json')
 def profile(directory: str) -> str: return os.path.join(directory, 'profile.json')
 
 
+def scoring(directory: str) -> str:
+    """How a mask was made and what that cost; beside the engine's mask.pth."""
+    return os.path.join(directory, 'scoring.json')
+
+
 def portfolio_table(directory: str) -> str: return os.path.join(directory, 'portfolio.csv')
 
 

@@ -64,6 +64,24 @@ def no_platform_left_over():
     platform._PLATFORM = None
 
 
+@pytest.fixture(autouse=True)
+def no_extension_left_over():
+    """The registries are globals of the process: each test ends with the entries that it began with."""
+
+    from open_lth.cli import runner_registry
+    from open_lth.lottery.branch import registry as lottery_branches
+    from open_lth.pruning import registry as strategies
+    from open_lth.training.branch import registry as train_branches
+    registries = (runner_registry.registered_runners, runner_registry.DESCRIPTIONS,
+                  lottery_branches.registered_branches, train_branches.registered_branches,
+                  strategies.registered_strategies)
+    before = [dict.copy(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before):
+        registry.clear()
+        registry.update(entries)
+
+
 @pytest.fixture
 def local_platform(tmp_path):
     """A local platform on an empty root, installed for the test."""

@@ -8,9 +8,10 @@ from open_lth.foundations.hparams import Hparams
 _TYPES = (str, float, int, bool)
 
 
-def make_branch_hparams(function):
+def make_branch_hparams(function, flag_help=None):
     """The Hparams class with one field per parameter of `function` (self excepted), with its default.
 
+    `flag_help` maps names of parameters to the help of their flags.
     Raises ValueError for a parameter without an annotation of type str, float, int, bool or Hparams.
     """
     names, _, _, defaults, *_ = inspect.getfullargspec(function)
@@ -25,7 +26,8 @@ def make_branch_hparams(function):
         fields.append((name, kind, field(default=defaults[name])) if name in defaults else (name, kind))
     fields += [('_name', str, 'Branch Arguments'),
                ('_description', str, 'Arguments specific to the branch.')]
-    return make_dataclass('BranchHparams', fields, bases=(Hparams,))
+    namespace = {f'_{name}': text for name, text in (flag_help or {}).items()}
+    return make_dataclass('BranchHparams', fields, bases=(Hparams,), namespace=namespace)
 
 
 def list_branches(usage, registry):

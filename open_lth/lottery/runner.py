@@ -119,9 +119,13 @@ class LotteryRunner(Runner):
             previous = self._location(level - 1)
             model = models_registry.load(previous, self.desc.train_end_step, self.desc.model_hparams,
                                          self.desc.train_outputs)
-            mask = pruning_registry.get(self.desc.pruning_hparams)(model, load_mask_for(model, previous))
+            mask = self._make_mask(level, model, load_mask_for(model, previous))
         save_rng_state(location, 'prune')
         mask.save(location)
+
+    def _make_mask(self, level, model, mask):
+        """The next level's mask. An extension whose strategies need more than the model overrides this method."""
+        return pruning_registry.get(self.desc.pruning_hparams)(model, mask)
 
     def _train_level(self, level):
         """Trains one level from the rewinding step. An extension that acts on each level overrides this method."""

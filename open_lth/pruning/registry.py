@@ -3,9 +3,9 @@
 import copy
 
 from open_lth.foundations.errors import UserError
-from open_lth.pruning import sparse_global
+from open_lth.foundations.lazy import LazyRegistry
 
-registered_strategies = {'sparse_global': sparse_global.Strategy}
+registered_strategies = LazyRegistry(sparse_global='open_lth.pruning.sparse_global:Strategy')
 
 
 def get(pruning_hparams):

@@ -16,5 +16,5 @@ def score(model, loader, *, seed):
         for parameter in model.parameters():
             parameter.abs_()
     parameters = prunable_parameters(model)
-    flow = gradients(model(torch.ones(1, *inputs.shape[1:], dtype=torch.float64)).sum(), parameters)
+    flow = gradients(model(inputs.new_ones(1, *inputs.shape[1:], dtype=torch.float64)).sum(), parameters)
     return {name: (parameter.detach() * flow[name]).abs() for name, parameter in parameters.items()}

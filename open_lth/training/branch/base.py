@@ -13,8 +13,10 @@ from open_lth.training.branch.desc import make_BranchDesc
 class Branch(Runner):
     """Subclasses define `name`, `description` and `branch_function`, whose annotated parameters become flags."""
 
+    FLAG_HELP = {}
+
     def __init_subclass__(cls):
-        cls.BranchHparams = make_branch_hparams(cls.branch_function)
+        cls.BranchHparams = make_branch_hparams(cls.branch_function, cls.FLAG_HELP)
         cls.BranchDesc = make_BranchDesc(cls.BranchHparams, cls.name())
 
     def __init__(self, replicate, desc, verbose=False, evaluate_every_epoch=True, weight_save_steps=''):

@@ -28,8 +28,7 @@ class Branch(base.Branch):
                 self._require(state_experiment, state_step)
             model = self._load(prune_experiment, prune_step)
             seed = self.replicate if seed is None else seed
-            mask = oneshot.prune(model, self._score_function(strategy, seed), prune_fraction, prune_iterations,
-                                 prune_highest)
+            mask = self._make_mask(model, seed)
             if randomize_layerwise:
                 mask = Mask(shuffle_state_dict(mask, seed=seed))
             save_rng_state(self.branch_root, 'prune')
@@ -46,9 +45,18 @@ class Branch(base.Branch):
                        evaluate_every_epoch=self.evaluate_every_epoch, weight_save_steps=self.weight_save_steps,
                        title=f'{strategy} {prune_fraction:g}')
 
+    def _make_mask(self, model, seed):
+        """The mask for a model. An extension that prunes in other ways overrides this and `_validate_strategy`."""
+        hparams = self.desc.branch_hparams
+        return oneshot.prune(model, self._score_function(hparams.strategy, seed), hparams.prune_fraction,
+                             hparams.prune_iterations, hparams.prune_highest)
+
+    def _validate_strategy(self):
+        scores_registry.get(self.desc.branch_hparams.strategy)
+
     def validate(self):
         hparams = self.desc.branch_hparams
-        scores_registry.get(hparams.strategy)
+        self._validate_strategy()
         check_fraction(hparams, 'prune_fraction', below_one=True)
         if hparams.prune_iterations < 1:
             raise UserError(f'--prune_iterations must be at least 1, not {hparams.prune_iterations}')
