@@ -9,7 +9,8 @@ from open_lth.platforms.platform import get_platform
 
 registered_datasets = LazyRegistry({
     name: f'open_lth.datasets.{name}:'
-    for name in ('cifar10', 'mnist', 'imagenet', 'fashion_mnist', 'digits', 'tinyimagenet', 'tinyimagenet2')})
+    for name in ('cifar10', 'mnist', 'imagenet', 'fashion_mnist', 'fashion_mnist_32', 'digits', 'tinyimagenet',
+                 'tinyimagenet2')})
 
 
 def get(dataset_hparams, train=True):

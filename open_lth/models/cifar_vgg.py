@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from open_lth.models import base, names
 
 # Out-channels of the convolutions; 'M' is a 2x2 max pool.
-_PLANS = {
+PLANS = {
     5: [64, 'M', 128, 'M', 256, 'M', 512, 'M', 512],
     11: [64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512],
     13: [64, 64, 'M', 128, 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512],
@@ -58,14 +58,14 @@ class Model(base.Model):
     @staticmethod
     def is_valid_model_name(model_name):
         depth = names.numbers(model_name, 'cifar_vgg')
-        return depth is not None and len(depth) == 1 and depth[0] in _PLANS
+        return depth is not None and len(depth) == 1 and depth[0] in PLANS
 
     @staticmethod
     def get_model_from_name(model_name, initializer, outputs=None):
         if not Model.is_valid_model_name(model_name):
             raise ValueError(f'invalid model name: {model_name}')
         [depth] = names.numbers(model_name, 'cifar_vgg')
-        return Model(_PLANS[depth], initializer, outputs or 10)
+        return Model(PLANS[depth], initializer, outputs or 10)
 
     @staticmethod
     def default_hparams():

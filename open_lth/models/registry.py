@@ -6,6 +6,7 @@ from open_lth.foundations import paths
 from open_lth.foundations.errors import CorruptFileError, UserError
 from open_lth.models import (
     bn_initializers,
+    cifar_narrowvgg,
     cifar_resnet,
     cifar_vgg,
     imagenet_resnet,
@@ -15,8 +16,8 @@ from open_lth.models import (
 )
 from open_lth.platforms.platform import get_platform
 
-registered_models = [mnist_lenet.Model, cifar_resnet.Model, cifar_vgg.Model, imagenet_resnet.Model,
-                     tinyimagenet_resnet.Model]
+registered_models = [mnist_lenet.Model, cifar_resnet.Model, cifar_vgg.Model, cifar_narrowvgg.Model,
+                     imagenet_resnet.Model, tinyimagenet_resnet.Model]
 
 
 def get(model_hparams, outputs=None):
@@ -119,4 +120,5 @@ def _family(model_name):
         if family.is_valid_model_name(model_name):
             return family
     raise UserError(f'no such model: {model_name}. Known: mnist_lenet_N[_N...], cifar_resnet_N[_W], cifar_vgg_D, '
-                    'imagenet_resnet_D[_W], tinyimagenet_resnet_D[_W], tinyimagenet_modifiedresnet_D[_W]')
+                    'cifar_narrowvgg_D_W, imagenet_resnet_D[_W], tinyimagenet_resnet_D[_W], '
+                    'tinyimagenet_modifiedresnet_D[_W]')
