@@ -31,13 +31,13 @@ from tests.dnnshifter_ext.networks import (
     Norm,
     Resize,
     Shuffle,
-    Sparsity,
     Split,
     Steps,
     Sum,
     Twice,
     channels_after,
 )
+from tests.dnnshifter_ext.sparsity import Sparsity
 
 MAX_CHANNELS = 12  # wider values are narrowed again, to keep the tests fast
 
@@ -59,7 +59,7 @@ def one(*choices: object) -> st.SearchStrategy:
 
 
 @st.composite
-def networks(draw, sparsities: st.SearchStrategy | None = None) -> Network:
+def networks(draw) -> Network:
     """Networks of a convolution and up to six parts, with one or two outputs."""
     dims = draw(one(2, 2, 1, 3))
     steps, n = draw(convs(IMAGE_CHANNELS, min(RESOLUTIONS[dims][0]))), min(RESOLUTIONS[dims][0])
@@ -69,13 +69,12 @@ def networks(draw, sparsities: st.SearchStrategy | None = None) -> Network:
         steps += new
     return Network(
         dims=dims, steps=steps, heads=tuple(draw(st.lists(heads(len(steps)), min_size=1, max_size=2))),
-        container=draw(one(*CONTAINERS)), sparsity=draw(sparsities or SPARSITIES))
+        container=draw(one(*CONTAINERS)), sparsity=draw(SPARSITIES))
 
 
-# Single weights, whole filters, whole inputs, or all of them.
 SPARSITIES = st.builds(
     Sparsity, density=one(0.5, 0.9, 0.3, 0.7, 1.0, 0.15, 0.02), dead_filters=one(0.3, 0.3, 0.2, 0.1, 0.6, 0.0),
-    dead_inputs=one(0.0, 0.0, 0.2, 0.5), seed=st.integers(0, 2 ** 16))
+    dead_inputs=one(0.0, 0.0, 0.2, 0.5), lone_taps=one(0.0, 0.0, 0.5, 0.9), seed=st.integers(0, 2 ** 16))
 
 
 @st.composite
@@ -137,8 +136,8 @@ def openings(draw, n: int) -> Steps:
 @st.composite
 def same_size(draw, channels: int, n: int, *, depth: int) -> Steps:
     """Steps that leave the size of the image; those that hold others only while there is `depth`."""
-    kinds = ['conv'] * 4 + ['act'] * 2 + ['norm', 'learned', 'last', 'gate', 'barrier']
-    kinds += ['shuffle'] * 2 * (channels % 2 == 0) + ['pool'] * (n >= 3)
+    kinds = ['conv'] * 4 + ['act'] * 2 + ['norm', 'learned', 'last', 'last', 'gate', 'barrier']
+    kinds += ['shuffle'] * 2 * (channels % 2 == 0) + ['pool'] * 3 * (n >= 3)
     if depth:
         kinds += ['skips'] * 2 + ['cat', 'twice'] + ['split'] * (channels > 1)
     kind, inner = draw(one(*kinds)), {'n': n, 'depth': depth - 1}

@@ -1,7 +1,6 @@
 """Small networks with hand-made sparsity for the tests of the converter."""
 
 from collections.abc import Callable
-import math
 
 import torch
 from torch import nn
@@ -145,43 +144,6 @@ def sparsify(
                 uniform(module.running_mean, -1, 1)
                 uniform(module.running_var, 0.5, 1.5)
     return model.eval()
-
-
-def make_sparse(model: nn.Module, seed: int, density: float = 0.3, dead_filters: float = 0.3,
-                dead_inputs: float = 0.0) -> nn.Module:
-    """The model in float64 and evaluation mode: all its numbers at random, its convolutions and linear layers sparse.
-
-    density: share of the weights that are not masked. dead_filters, dead_inputs: shares of the outputs and inputs of a
-    layer that are masked whole. Masks leave negative zeros. A fifth of the scales of batch norms is exactly 0; scales,
-    shifts and biases have both signs.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    alive = density * (1 - dead_filters) * (1 - dead_inputs)
-
-    def drop(weight, share, *shape):
-        weight *= torch.rand(shape, generator=generator) >= share
-
-    model = model.double().eval()
-    with torch.no_grad():
-        for module in model.modules():
-            is_layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-            for name, tensor in module.named_parameters(recurse=False):
-                tensor.normal_(std=0.3 if name == 'bias' else 1, generator=generator)
-                if tensor.ndim > 1:
-                    tensor /= math.sqrt(tensor[0].numel() if is_layer else tensor.shape[-1])
-                if is_layer and name == 'weight':
-                    outputs, inputs, *kernel = tensor.shape
-                    tensor *= math.sqrt(2 / max(alive, 0.1))  # as much comes out as goes in
-                    drop(tensor, 1 - density, *tensor.shape)
-                    drop(tensor, dead_filters, outputs, 1, *(1 for _ in kernel))
-                    drop(tensor, dead_inputs, inputs, *(1 for _ in kernel))
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if module.running_mean is not None:
-                    module.running_mean.normal_(std=0.3, generator=generator)
-                    module.running_var.uniform_(0.5, 1.5, generator=generator)
-                if module.weight is not None:
-                    drop(module.weight, 0.2, len(module.weight))
-    return model
 
 
 def num_params(model: nn.Module) -> int:

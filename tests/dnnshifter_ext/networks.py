@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.dnnshifter_ext.nets import make_sparse
+from tests.dnnshifter_ext.sparsity import Sparsity, make_sparse
 
 IMAGE_CHANNELS = 3
 # Length, height x width, depth x height x width: at the example's resolution, and at one the converter has not seen.
@@ -428,16 +428,6 @@ class Head(Description):
 
 
 @dataclass(frozen=True, repr=False)
-class Sparsity(Description):
-    """See `nets.make_sparse`."""
-
-    density: float
-    dead_filters: float
-    dead_inputs: float
-    seed: int
-
-
-@dataclass(frozen=True, repr=False)
 class Network(Description):
     """A network on images of `dims` dimensions and 3 channels; its outputs, if several, come as `container`."""
 
@@ -449,8 +439,7 @@ class Network(Description):
 
     def build(self) -> nn.Module:
         """The sparse model, in float64 and evaluation mode."""
-        return make_sparse(_Network(self), self.sparsity.seed, self.sparsity.density, self.sparsity.dead_filters,
-                           self.sparsity.dead_inputs)
+        return make_sparse(_Network(self), self.sparsity)
 
     def images(self) -> list[torch.Tensor]:
         """Three images at each of the two resolutions."""
