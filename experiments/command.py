@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 import contextlib
 import importlib
+import os
 import pathlib
 import shlex
 import sys
@@ -46,6 +47,9 @@ def main(name: str, argv: Sequence[str] | None = None) -> None:
     Platform.add_args(parser)
     try:
         sys.exit(_main(name, experiment, parser.parse_args(argv)))
+    except BrokenPipeError:  # the reader of our output left, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
@@ -82,7 +86,7 @@ def _main(name: str, experiment: ModuleType, args: argparse.Namespace) -> int:
         scale = scales.get(args.scale, args.dataset, args.replicates)
         tasks = experiment.runs(scale)
         if args.dry_run:
-            print('\n'.join(_listing(tasks)))
+            print('\n'.join(_listing(tasks, args)))
             return 0
         outcomes = _execute(name, scale, tasks, args.jobs)
         path = result_path(args.results, scale, name)
@@ -118,14 +122,17 @@ def _execute(name: str, scale: Scale, tasks: Sequence[Task], jobs: int) -> list[
     return executor.execute(tasks, jobs=jobs, num_threads=scale.num_threads, report=report)
 
 
-def _listing(tasks: Sequence[Task]) -> list[str]:
+def _listing(tasks: Sequence[Task], args: argparse.Namespace) -> list[str]:
+    """Each task with its state, and the command that does it by hand."""
+    folders = [f'--{name}={folder}' for name in ('root', 'dataset_root', 'imagenet_root', 'tinyimagenet_root')
+               if (folder := getattr(args, name))]
     lines = []
     for task in tasks:
         seconds = executor.record(task).get('seconds')
         took = '' if seconds is None else f', last time {_duration(seconds)}'
         lines.append(f'{executor.state(task):8}{task.title}{took}')
         if hasattr(task, 'command'):
-            lines.append(f'        python main.py {shlex.join(task.command)}')
+            lines.append(f'        python main.py {shlex.join([*task.command, *folders])}')
     return lines
 
 

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import torch
 
+from experiments import stored
 from open_lth.foundations.files import write_atomically
 from open_lth.platforms.base import Platform
 from open_lth.platforms.platform import get_platform
@@ -63,8 +64,7 @@ def state(task: Task) -> str:
 def record(task: Task) -> dict:
     """What experiment.json says of the last time that the task ended: seconds, machine, error. {} if it never did."""
     try:
-        with open(_record_path(task)) as file:
-            return json.load(file)
+        return stored.read(_record_path(task))
     except FileNotFoundError:
         return {}
 

@@ -11,7 +11,7 @@ import torch
 from dnnshifter_ext.conversion import convert
 from dnnshifter_ext.profiler import Profile, profile_together
 from dnnshifter_ext.verify import Comparison
-from experiments import methods, runs
+from experiments import methods, runs, stored
 from experiments.runs import TrainedModel
 from experiments.scales import Scale, Timing
 from open_lth.datasets import registry as datasets_registry
@@ -88,8 +88,7 @@ class Measurement:
 
     def _stored(self) -> dict:
         try:
-            with open(self._path) as file:
-                return json.load(file)
+            return stored.read(self._path)
         except FileNotFoundError:
             return {}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-import json
 import pathlib
 import runpy
 import sys
@@ -18,7 +17,7 @@ import pandas as pd
 
 from dnnshifter_ext import paths as extension_paths
 from dnnshifter_ext.install import install
-from experiments import methods
+from experiments import methods, stored
 from experiments.scales import Network, Scale
 from open_lth.foundations import paths
 from open_lth.foundations.hparams import Hparams
@@ -140,10 +139,10 @@ def _outcome(model: TrainedModel) -> dict:
     outcome = {name: log.get_data(f'test_{name}', model.end_step) for name in ('accuracy', 'top5accuracy')}
     outcome['top5_accuracy'] = outcome.pop('top5accuracy')
     if model.method != methods.DENSE:
-        sparsity = _json(paths.sparsity_report(model.location))
+        sparsity = stored.read(paths.sparsity_report(model.location))
         outcome |= {'num_prunable': sparsity['total'], 'num_kept': sparsity['unpruned']}
     if model.method in methods.AT_INIT:
-        scoring = _json(extension_paths.scoring(model.location))
+        scoring = stored.read(extension_paths.scoring(model.location))
         outcome |= {'scoring_time_s': scoring['scoring_time_s'], 'scoring_memory_bytes': scoring['peak_memory_bytes'],
                     'num_empty_layers': len(scoring['empty_layers'])}
     return outcome
@@ -164,8 +163,3 @@ def _training_flags(network: Network, replicate: int) -> list[str]:
     desc = network.training
     return [f'--replicate={replicate}', '--evaluate_only_at_end', *flags(desc.model_hparams),
             *flags(desc.dataset_hparams), *flags(desc.training_hparams)]
-
-
-def _json(path: str) -> dict:
-    with open(path) as file:
-        return json.load(file)

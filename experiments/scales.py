@@ -125,11 +125,11 @@ def _smoke() -> Scale:
 
 def _small() -> Scale:
     training = TrainingHparams(
-        optimizer_name='sgd', lr=0.1, training_steps='2ep', momentum=0.9, milestone_steps='1ep,160it', gamma=0.1,
+        optimizer_name='sgd', lr=0.1, training_steps='2ep', momentum=0.9, milestone_steps='180it,210it', gamma=0.1,
         weight_decay=1e-4, amp='bf16', channels_last=True)
     return _reduced(
         'small', ('cifar_narrowvgg_5_16', 'cifar_resnet_8_16'),
-        DatasetHparams('fashion_mnist_32', 128, subsample_fraction=0.2), {'vgg': training, 'resnet': training},
+        DatasetHparams('fashion_mnist_32', 64, subsample_fraction=0.12), {'vgg': training, 'resnet': training},
         rewinding_steps='20it', pruning_fraction=0.5, levels={4: 2, 16: 4, 64: 6, 256: 8}, num_replicates=3,
         timing=Timing(budget_s=0.1, num_images=512), arguments={'ntk_sap': dict(strategy_options='num_draws=1')})
 

@@ -145,6 +145,7 @@ def test_a_dry_run_lists_commands_and_does_nothing(tmp_path):
     assert outcome.status == 0 and len(lines) == 64 and not list(tmp_path.iterdir())
     assert lines[0] == 'missing vgg IMP (DNNShifter) 2 levels, replicate 1'
     assert lines[3].strip().startswith('python main.py train --replicate=1 ')
+    assert lines[3].endswith(f' --root={tmp_path / "root"}')
 
 
 @pytest.mark.parametrize('flag, expected', [
@@ -156,3 +157,12 @@ def test_mistakes_are_one_line(tmp_path, flag, expected):
     outcome = here('fig5_accuracy', tmp_path, flag)
     helpers.assert_one_line_error(outcome, expected)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    with make_platform(root=tmp_path / 'root').in_force():
+        first = runs.dense(scales.get('smoke'), scales.get('smoke').networks[0], 1)
+    record = pathlib.Path(first.directory) / 'experiment.json'
+    record.parent.mkdir(parents=True)
+    record.write_text('{"seconds": 1')
+    helpers.assert_one_line_error(here('table2_baselines', tmp_path, '--dry_run'), record, 'is damaged', 'delete it')
