@@ -1,5 +1,5 @@
 # make demo   a lottery experiment on real images, ending in a portfolio of smaller models (minutes, no GPU needed)
-# make test   everything the project promises, checked (about 7 minutes on 2 cores)
+# make test   everything the project promises, checked (about 9 minutes on 2 cores)
 # make test-full   the same with every architecture of torchvision and more generated graphs
 # Both set up .venv first. PYTHON=python3.12 picks another interpreter.
 

@@ -38,8 +38,8 @@ def read(tasks: Sequence[Task]) -> pd.DataFrame:
     """One row per form of each model that is to be measured; NaN where it has not been.
 
     The dense models have one row per replicate, the mean over all measurements in which they took part. Columns beside
-    the keys: num_params (stored), num_nonzero_params, spatial_compression, changed_predictions (share of the test
-    images on which a converted model answers otherwise than the sparse one), and for each device and batch size
+    the keys: num_params (stored), num_nonzero_params, spatial_compression, answers_changed (share of the test images
+    on which a model answers otherwise than the unconverted sparse one), and for each device and batch size
     DEVICE_batch_N_ms (p50) and the speed-ups DEVICE_batch_N_over_unfused and _over_fused, with _low and _high, the
     95 % confidence interval in one measurement.
     """
@@ -87,13 +87,13 @@ def _rows(measurement: Measurement) -> Iterator[dict]:
 
 def _quantities(forms: dict[str, measurements.Form], name: str) -> dict[str, float]:
     if name not in forms:
-        return dict.fromkeys(('num_params', 'num_nonzero_params', 'spatial_compression', 'changed_predictions'), np.nan)
-    profile, comparison = forms[name].profile, forms[name].comparison
+        return dict.fromkeys(('num_params', 'num_nonzero_params', 'spatial_compression', 'answers_changed'), np.nan)
+    profile = forms[name].profile
     found = {
         'num_params': profile.num_params,
         'num_nonzero_params': profile.num_nonzero_params,
         'spatial_compression': forms[DENSE_UNFUSED].profile.num_params / profile.num_params,
-        'changed_predictions': comparison.changed_predictions / comparison.num_predictions if comparison else np.nan,
+        'answers_changed': forms[name].answers_changed,
     }
     for latency in profile.latencies:
         where = f'{latency.device}_batch_{latency.batch_size}'
@@ -143,7 +143,7 @@ def _line_of(network: Network, table: pd.DataFrame, method: str, ratio: int, for
         **speedups,
         'paper: CPU over unfused': tables.value(theirs.get('cpu_speedup'), unit='x'),
         'paper: GPU over unfused': tables.value(theirs.get('gpu_speedup'), unit='x'),
-        'answers changed (%)': tables.cell(row, 'changed_predictions', factor=100) if form in (EXACT, PAPER) else '',
+        'answers changed (%)': tables.cell(row, 'answers_changed', factor=100) if form in (EXACT, PAPER) else '',
     }
 
 

@@ -47,7 +47,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Timing:
-    """How models are timed. budget_s: see `profile_together`; num_images: test images on which answers are compared."""
+    """How models are timed. budget_s: see `profile_together`; num_images: test images whose answers are compared."""
 
     batch_sizes: tuple[int, ...] = (1, 128)
     budget_s: float = 0.5
@@ -131,7 +131,7 @@ def _small() -> Scale:
         'small', ('cifar_narrowvgg_5_16', 'cifar_resnet_8_16'),
         DatasetHparams('fashion_mnist_32', 64, subsample_fraction=0.12), {'vgg': training, 'resnet': training},
         rewinding_steps='20it', pruning_fraction=0.5, levels={4: 2, 16: 4, 64: 6, 256: 8}, num_replicates=3,
-        timing=Timing(budget_s=0.1, num_images=512), arguments={'ntk_sap': dict(strategy_options='num_draws=1')})
+        timing=Timing(batch_sizes=(1, 16), budget_s=0.1), arguments={'ntk_sap': dict(strategy_options='num_draws=1')})
 
 
 def _paper() -> Scale:

@@ -130,16 +130,16 @@ def bodies(draw, channels: int, n: int, *, outputs: int | None = None, stride: i
 @st.composite
 def openings(draw, n: int) -> Steps:
     """What a body may begin with that is dangerous where others read the same value: a norm, and work in place."""
-    return draw(one((), (), (), (draw(norms(n)),), (Act('x.relu_()'),), (draw(norms(n)), Act('F.relu, in place'))))
+    return draw(one(*[()] * 5, (draw(norms(n)),), (Act('x.relu_()'),), (draw(norms(n)), Act('F.relu, in place'))))
 
 
 @st.composite
 def same_size(draw, channels: int, n: int, *, depth: int) -> Steps:
     """Steps that leave the size of the image; those that hold others only while there is `depth`."""
-    kinds = ['conv'] * 4 + ['act'] * 2 + ['norm', 'learned', 'last', 'last', 'gate', 'barrier']
-    kinds += ['shuffle'] * 2 * (channels % 2 == 0) + ['pool'] * 3 * (n >= 3)
+    kinds = ['conv'] * 8 + ['act'] * 4 + ['norm', 'learned', 'last', 'gate'] * 2 + ['barrier']
+    kinds += ['shuffle'] * 3 * (channels % 2 == 0) + ['pool'] * 4 * (n >= 3)
     if depth:
-        kinds += ['skips'] * 2 + ['cat', 'twice'] + ['split'] * (channels > 1)
+        kinds += ['skips'] * 4 + ['cat', 'twice'] * 2 + ['split'] * 2 * (channels > 1)
     kind, inner = draw(one(*kinds)), {'n': n, 'depth': depth - 1}
     if kind == 'conv':
         return draw(convs(channels, n, stride=1))
@@ -162,8 +162,9 @@ def same_size(draw, channels: int, n: int, *, depth: int) -> Steps:
     if kind == 'skips':
         return tuple(draw(st.lists(skips(channels, **inner), min_size=1, max_size=3)))
     if kind == 'twice':
-        return (Twice(draw(bodies(channels, outputs=channels, **inner)), draw(one('module', 'alias', 'tensors')),
-                      draw(st.booleans())),)
+        body = draw(convs(channels, n, stride=1))
+        body += draw(bodies(channels_after(body, channels), outputs=channels, **inner))
+        return (Twice(body, draw(one('module', 'alias', 'tensors')), draw(st.booleans())),)
     if kind == 'cat':
         step = Cat(tuple(draw(st.lists(bodies(channels, **inner), min_size=1, max_size=3))))
     else:

@@ -41,7 +41,7 @@ def test_what_torch_fx_cannot_trace_is_listed_with_the_error(name):
     assert listed == ([architectures.refused_row(name, error)] if error else [])
 
 
-@pytest.mark.parametrize('num_networks', [120, pytest.param(1500, marks=pytest.mark.full)])
+@pytest.mark.parametrize('num_networks', [150, pytest.param(1500, marks=pytest.mark.full)])
 def test_generated_networks(num_networks):
     shrinks, depends = [], []
 

@@ -84,7 +84,7 @@ def test_exact_conversion_changes_no_answer_and_adds_no_parameter(smoke):
     exact = shown[shown.form == 'exact'].set_index(['network', 'method', 'ratio'])
     sparse = shown[shown.form == 'unconverted'].set_index(['network', 'method', 'ratio'])
     assert len(exact) == len(sparse) == 32
-    assert (exact.changed_predictions_mean == 0).all()
+    assert (exact.answers_changed_mean == 0).all()
     assert (exact.num_params_mean <= sparse.num_params_mean).all()
     assert (exact.num_params_mean < sparse.num_params_mean).any()
     assert (sparse.num_nonzero_params_mean < sparse.num_params_mean).all()
