@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dnnshifter_ext.graph import capture
+from dnnshifter_ext.sparse.hybrid import InBlocks
 
 Run = Callable[[torch.Tensor], object]
 CPU_ONLY = ('onnxruntime',)
@@ -59,6 +60,8 @@ def prepare(backend: str, model: nn.Module, example: torch.Tensor) -> Run:
     """
     if backend not in BACKENDS:
         raise ValueError(f"there is no back end '{backend}'; there are {', '.join(BACKENDS)}")
+    if backend != 'eager' and isinstance(model, InBlocks):
+        raise ValueError(f'back end {backend}: sparse layers run on their own kernels; only eager calls them')
     try:
         run = BACKENDS[backend](model, example)
         run(example)

@@ -15,7 +15,8 @@ from dnnshifter_ext.graph import capture, trace_shapes
 from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
-from dnnshifter_ext.verify import Comparison, compare_outputs, outputs_of
+from dnnshifter_ext.sparse.choice import EXECUTIONS, Execution, with_execution
+from dnnshifter_ext.verify import Comparison, compare_outputs, outputs_as_run, outputs_of
 
 # Shares of the range of the outputs. Carried out in float64, a step is exact but for the order of its sums.
 EXACT_TOLERANCE = 1e-9
@@ -27,24 +28,32 @@ ROUNDING_TOLERANCE = 1e-4
 class Conversion:
     """A converted model and all that is known about the conversion.
 
-    model: the pruned model; fused: the sparse one with batch norms fused, all its channels there.
-    report: the pruned model against the one that was handed in.
+    model: the pruned model, with its layers run as `execution` says; pruned: all its layers dense;
+    fused: the sparse one with batch norms fused, all its channels there.
+    execution: which layers of `model` run on sparse kernels and why; None if only dense ones were asked for.
+    report: `pruned` against the model that was handed in, both in float64.
+    rounding: `model`, run as it is in float32, against the same; None where that would say nothing new.
     fusion: the fused model against that one: what the rounding of the fused weights does by itself.
     removal: the same conversion carried out in float64 against that one: the proof, free of rounding.
     capture_time_ms: tracing and shapes; analysis_time_ms: what is constant, what is read, and the plan;
-    rebuilding_time_ms: fusing and removal; verifying_time_ms: the three comparisons.
+    rebuilding_time_ms: fusing and removal; choosing_time_ms: the choice of the execution, with its measurements;
+    verifying_time_ms: the three comparisons.
     """
 
-    model: fx.GraphModule
+    model: nn.Module
+    pruned: fx.GraphModule
     fused: fx.GraphModule
     plan: RemovalPlan
     report: Comparison
     fusion: Comparison
     removal: Comparison
+    rounding: Comparison | None
     capture_time_ms: float
     analysis_time_ms: float
     rebuilding_time_ms: float
+    choosing_time_ms: float
     verifying_time_ms: float
+    execution: Execution | None
 
     @property
     def conversion_time_ms(self) -> float:
@@ -53,15 +62,19 @@ class Conversion:
 
 
 def convert(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor], *, mode: str = 'exact',
-            round_to: int = 1) -> Conversion:
+            round_to: int = 1, execution: str = 'dense') -> Conversion:
     """`model` without the channels its zero weights make superfluous; the model itself is untouched.
 
     example_inputs: what the model is called with (a batch, or one tensor per argument), for shapes and the proof.
     mode: 'exact', or 'paper' for the published rule, which loses the constants of the channels it removes.
     round_to: keep channels that could go until layers have a multiple of this many.
+    execution: 'dense'; 'sparse' for kernels that touch only the weights that are left, in every layer that has a sparse
+    form; or 'auto' for whatever is fastest on this machine, measured with the example inputs (their number matters).
     Raises ValueError if the model cannot be traced, if it cannot run on the example inputs, or, in exact mode, if
     the outputs differ by more than rounding explains: a wrong model is never returned.
     """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"there is no execution '{execution}'; there are {', '.join(EXECUTIONS)}")
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     begin_s = time.perf_counter()
     captured = capture(model)
@@ -71,6 +84,8 @@ def convert(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
     planned_s = time.perf_counter()
     pruned = apply_plan(captured, plan)
     rebuilt_s = time.perf_counter()
+    final, chosen = (pruned, None) if execution == 'dense' else with_execution(pruned, inputs, execution)
+    chosen_s = time.perf_counter()
     outputs = outputs_of(model, example_inputs)
     report = compare_outputs(outputs, outputs_of(pruned, example_inputs))
     fused = fuse_conv_bn(captured)
@@ -85,9 +100,22 @@ def convert(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
             f'where the outputs range over {report.output_range:.3g} '
             f'(fusion alone: {fusion.max_abs_difference:.3g}, '
             f'the same conversion in float64: {removal.max_abs_difference:.3g}); it is thrown away')
+    rounding = None
+    if final is not pruned:
+        rounding = compare_outputs(outputs, outputs_as_run(final, example_inputs))
+        of_dense = compare_outputs(outputs, outputs_as_run(pruned, example_inputs))
+        is_rounding = rounding.within(ROUNDING_TOLERANCE) or (
+            rounding.max_abs_difference <= 2 * of_dense.max_abs_difference)
+        if not is_rounding:
+            raise ValueError(
+                f'{type(model).__name__}: on sparse kernels it differs by {rounding.max_abs_difference:.3g} '
+                f'where the outputs range over {rounding.output_range:.3g} '
+                f"(dense: {of_dense.max_abs_difference:.3g}); convert with execution='dense'")
     return Conversion(
-        model=pruned, fused=fused, plan=plan, report=report, fusion=fusion, removal=removal,
+        model=final, pruned=pruned, fused=fused, plan=plan, execution=chosen,
+        report=report, fusion=fusion, removal=removal, rounding=rounding,
         capture_time_ms=(captured_s - begin_s) * 1e3,
         analysis_time_ms=(planned_s - captured_s) * 1e3,
         rebuilding_time_ms=(rebuilt_s - planned_s) * 1e3,
-        verifying_time_ms=(time.perf_counter() - rebuilt_s) * 1e3)
+        choosing_time_ms=(chosen_s - rebuilt_s) * 1e3,
+        verifying_time_ms=(time.perf_counter() - chosen_s) * 1e3)

@@ -9,6 +9,9 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dnnshifter_ext.graph import capture
+from dnnshifter_ext.sparse.convolution import block_size
+from dnnshifter_ext.sparse.hybrid import InBlocks
+from dnnshifter_ext.sparse.layers import SparseLayer
 
 
 def size_bytes(model: nn.Module) -> int:
@@ -16,16 +19,37 @@ def size_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
+def num_params(model: nn.Module) -> int:
+    """Weights and biases as they are stored; of sparse layers, those that are left."""
+    return sum(part.numel() for part in _weights(model))
+
+
+def num_nonzero_params(model: nn.Module) -> int:
+    """Those of `num_params` that are not zero."""
+    return sum(int(part.count_nonzero()) for part in _weights(model))
+
+
+def _weights(model: nn.Module) -> list[torch.Tensor]:
+    sparse = [layer for layer in model.modules() if isinstance(layer, SparseLayer)]
+    return [*model.parameters(), *(part for layer in sparse for part in (layer.values, layer.bias))]
+
+
 def num_flops(model: nn.Module, inputs: torch.Tensor) -> int:
     """Floating-point operations of the convolutions and matrix products of one forward pass; multiply-add = 2.
 
-    Zeros count like any other number. Nothing is computed: shapes suffice (torch's FlopCounterMode on 'meta').
+    Zeros count like any other number, where they are stored. Nothing is computed: shapes suffice (torch's
+    FlopCounterMode on 'meta').
     """
     # On 'meta' attention does not take the fast path, whose operations the counter does not know.
     shapes_only = copy.deepcopy(model).eval().to('meta')
+    in_sparse_layers = []
+    for layer in shapes_only.modules():
+        if isinstance(layer, SparseLayer):
+            layer.register_forward_hook(lambda layer, _, out: in_sparse_layers.append(
+                2 * layer.num_nonzero * out.numel() // out.shape[1]))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shapes_only(inputs.to('meta'))
-    return counter.get_total_flops()
+    return counter.get_total_flops() + sum(in_sparse_layers)
 
 
 def peak_memory_bytes(model: nn.Module, inputs: torch.Tensor, device: torch.device | str = 'cpu') -> int:
@@ -44,7 +68,10 @@ def peak_memory_bytes(model: nn.Module, inputs: torch.Tensor, device: torch.devi
             model(inputs.to(device))
             torch.cuda.synchronize(device)
             return torch.cuda.max_memory_allocated(device) - others
-        counter = _LiveBytes(capture(model))
+        if isinstance(model, InBlocks) and len(inputs) > block_size():
+            whole = inputs.nbytes + model(inputs).nbytes
+            return whole + peak_memory_bytes(model.model, inputs[:block_size()])
+        counter = _LiveBytes(capture(model.model if isinstance(model, InBlocks) else model))
         counter.run(inputs)
         return size_bytes(model) + counter.peak_bytes
 

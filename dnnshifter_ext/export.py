@@ -21,6 +21,8 @@ from torch import fx, nn
 
 from dnnshifter_ext import ops
 from dnnshifter_ext.graph import assemble, capture
+from dnnshifter_ext.sparse.hybrid import InBlocks
+from dnnshifter_ext.sparse.layers import SparseLayer
 
 FORMAT = 'dnnshifter-model'
 VERSION = 1
@@ -58,8 +60,10 @@ def save(model: nn.Module, path: str | os.PathLike, input_shape: Sequence[int] |
             temporary.unlink()
 
 
-def load(path: str | os.PathLike) -> fx.GraphModule:
+def load(path: str | os.PathLike) -> fx.GraphModule | InBlocks:
     """The model in the file, on the CPU and in evaluation mode. Its meta['input_shape'] is of one input, or None.
+
+    With sparse layers it is ready to answer: the kernels are there, compiled now if they never were.
 
     Raises ValueError, in one line with the path, for a file that is truncated, damaged, of another format, or
     that names an unknown operation; FileNotFoundError if there is none.
@@ -85,7 +89,9 @@ def to_bytes(model: nn.Module, input_shape: Sequence[int] | None = None) -> byte
 
 def to_data(model: nn.Module, input_shape: Sequence[int] | None = None) -> dict:
     """The model as {'format', 'version', 'structure': JSON text, 'tensors': {name: tensor}}."""
-    graph_module = model if isinstance(model, fx.GraphModule) else capture(model)
+    in_blocks = isinstance(model, InBlocks)
+    inner = model.model if in_blocks else model
+    graph_module = inner if isinstance(inner, fx.GraphModule) else capture(inner)
     modules: dict[str, dict] = {}
     attributes: dict[str, str] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -120,12 +126,12 @@ def to_data(model: nn.Module, input_shape: Sequence[int] | None = None) -> dict:
                       'args': _encode(tuple(node.args)), 'kwargs': _encode(dict(node.kwargs))})
     if input_shape is None:
         input_shape = graph_module.meta.get('input_shape')
-    structure = {'nodes': nodes, 'modules': modules, 'attributes': attributes,
+    structure = {'nodes': nodes, 'modules': modules, 'attributes': attributes, 'in_blocks': in_blocks,
                  'input_shape': None if input_shape is None else _input_shape(list(input_shape))}
     return {'format': FORMAT, 'version': VERSION, 'structure': json.dumps(structure), 'tensors': tensors}
 
 
-def from_data(data: object) -> fx.GraphModule:
+def from_data(data: object) -> fx.GraphModule | InBlocks:
     """The inverse of `to_data`; ValueError for anything that `to_data` did not make."""
     if not isinstance(data, dict) or data.get('format') != FORMAT:
         raise ValueError(f"not a model file: its format is not '{FORMAT}'")
@@ -139,7 +145,7 @@ def from_data(data: object) -> fx.GraphModule:
         graph = _build_graph(structure['nodes'], parts)
         model = assemble(parts, graph, 'GraphModule')
         model.meta['input_shape'] = _input_shape(structure.get('input_shape'))
-        return model
+        return InBlocks(model).eval() if structure.get('in_blocks') else model
     except ValueError:
         raise
     except Exception as error:  # a structure of any other shape than ours is refused, whatever it trips over
@@ -170,6 +176,11 @@ def _build_module(path: str, entry: dict, tensors: dict) -> nn.Module:
             raise ValueError(
                 f"layer '{path}': tensor '{name}' is missing or not of shape {tuple(expected.shape)}")
     module.load_state_dict(state, assign=True)
+    if isinstance(module, SparseLayer):
+        try:
+            module.prepare()  # nothing in a file may make a kernel read past the end
+        except ValueError as error:
+            raise ValueError(f"layer '{path}': {error}") from error
     return module
 
 

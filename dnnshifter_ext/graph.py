@@ -23,6 +23,9 @@ class _Tracer(fx.Tracer):
 
     failed_in = ''
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in ops.MODULE_ARGUMENTS or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         if not any(m is module for module in self.root.modules()):
             return forward(*args, **kwargs)

@@ -11,6 +11,7 @@ import logging
 import torch
 from torch import nn
 
+from dnnshifter_ext.sparse.hybrid import InBlocks, to_dense
 from dnnshifter_ext.verify import Comparison, compare_outputs, outputs_of
 
 INPUT, OUTPUT = 'input', 'output'
@@ -30,6 +31,7 @@ def to_onnx(model: nn.Module, example_inputs: torch.Tensor) -> bytes:
     """
     if sum(tensor.nbytes for tensor in model.state_dict().values()) > MAX_BYTES:
         raise ValueError('the weights take more than the 2 GiB that one ONNX file can hold')
+    model = to_dense(model) if isinstance(model, InBlocks) else model
     outputs_of(model, example_inputs[:1])  # says better than the exporter what is wrong with the inputs
     # torch.export takes a size of 1 for a constant.
     inputs = example_inputs if len(example_inputs) > 1 else torch.cat([example_inputs] * 2)
@@ -59,6 +61,7 @@ def check_onnx(content: bytes, model: nn.Module, inputs: torch.Tensor) -> Compar
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is raised as well
+    model = to_dense(model) if isinstance(model, InBlocks) else model  # for float64
     batches = inputs[:1], inputs
     expected = [output for batch in batches for output in outputs_of(model, batch)]
     try:

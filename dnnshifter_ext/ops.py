@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dnnshifter_ext.sparse.layers import SparseConv2d, SparseLinear
+
 _CONV = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'bias',
          'padding_mode')
 _BATCH_NORM = ('num_features', 'eps', 'momentum', 'affine', 'track_running_stats')
@@ -68,6 +70,9 @@ MODULE_ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Softmax: ('dim',),
     nn.LogSoftmax: ('dim',),
     nn.LayerNorm: ('normalized_shape', 'eps', 'elementwise_affine', 'bias'),
+    SparseConv2d: ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups',
+                   'num_nonzero', 'low', 'high'),
+    SparseLinear: ('in_features', 'out_features', 'num_nonzero', 'low', 'high'),
     nn.MultiheadAttention: ('embed_dim', 'num_heads', 'dropout', 'bias', 'add_bias_kv', 'add_zero_attn', 'kdim', 'vdim',
                             'batch_first'),
 }
@@ -123,6 +128,7 @@ FUNCTIONS: dict[str, Callable] = {
     'torch.split': torch.split,
     'torch.transpose': torch.transpose,
     'torch.permute': torch.permute,
+    'torch.clamp': torch.clamp,
     'torch.add': torch.add,
     'torch.mul': torch.mul,
     'torch.cat': torch.cat,

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dnnshifter_ext.backends import CPU_ONLY, Run, prepare
-from dnnshifter_ext.costs import num_flops, peak_memory_bytes, size_bytes
+from dnnshifter_ext.costs import num_flops, num_nonzero_params, num_params, peak_memory_bytes, size_bytes
 
 MIN_RUNS = 5
 MAX_RUNS = 1000
@@ -158,8 +158,8 @@ def profile_together(
             accuracy=num_correct[name] / num_examples if num_examples else None,
             changed_predictions=num_changed[name] if num_examples else None,
             num_examples=num_examples,
-            num_params=sum(p.numel() for p in model.parameters()),
-            num_nonzero_params=sum(int(p.count_nonzero()) for p in model.parameters()),
+            num_params=num_params(model),
+            num_nonzero_params=num_nonzero_params(model),
             num_flops=num_flops(model, _batch(1, example_shape)),
             size_bytes=size_bytes(model),
             latencies=tuple(latencies[name]),

@@ -59,6 +59,16 @@ def outputs_of(model: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor]) 
     if model.training or any(tensor.is_floating_point() and tensor.dtype is not torch.float64
                              for tensor in (*model.parameters(), *model.buffers())):
         model = copy.deepcopy(model).double().eval()
+    return _run(model, inputs)
+
+
+def outputs_as_run(model: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The output tensors of `model` computed in its own type, then in float64. Raises ValueError as `outputs_of`."""
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    return [output.double() for output in _run(model, tuple(x.clone() for x in inputs))]
+
+
+def _run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     try:
         with torch.inference_mode():
             return list(_tensors(model(*inputs)))

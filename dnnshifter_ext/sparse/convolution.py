@@ -1,0 +1,192 @@
+"""A sparse convolution of numpy arrays, with bias and activation. Needs no torch."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+import os
+import threading
+
+import numpy as np
+
+from dnnshifter_ext.sparse import library
+from dnnshifter_ext.sparse.filters import SparseFilters
+
+Pair = tuple[int, int]
+MAX_PLANS = 64
+_ALIGNMENT = 64
+_POINTER = ctypes.c_void_p
+_PAIRS = ('kernel', 'stride', 'padding', 'dilation')
+_scratch = threading.local()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What torch's Conv2d calls by these names. A linear layer is a 1x1 convolution of 1x1 images.
+
+    padding: above and to the left; padding_end: below and to the right.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    padding_end: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """Raises ValueError when the kernel is larger than the padded image."""
+        sizes = tuple(
+            (size + begin + end - dilation * (kernel - 1) - 1) // stride + 1
+            for size, begin, end, dilation, kernel, stride in zip(
+                (height, width), self.padding, self.padding_end, self.dilation, self.kernel, self.stride, strict=True))
+        if min(sizes) < 1:
+            raise ValueError(f'an image of {height}x{width} is too small for a kernel of '
+                             f'{self.kernel[0]}x{self.kernel[1]} with dilation {self.dilation[0]}x{self.dilation[1]}')
+        return sizes
+
+
+class _Struct(ctypes.Structure):
+    """`convolution` of kernels.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (
+            'batch', 'in_channels', 'height', 'width', 'out_channels', 'out_height', 'out_width', 'groups',
+            'kernel_height', 'kernel_width', 'stride_height', 'stride_width', 'pad_top', 'pad_left',
+            'dilation_height', 'dilation_width', 'across_images')),
+        *((name, _POINTER) for name in ('pointers', 'positions', 'values', 'bias')),
+        ('low', ctypes.c_float), ('high', ctypes.c_float),
+        ('planned', ctypes.c_int64 * 12),
+    ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """For one shape of input and number of threads; the same for all calls."""
+
+    struct: _Struct
+    address: ctypes.c_void_p
+    scratch_bytes: int
+    threads: ctypes.c_int64
+
+
+@dataclass(frozen=True, eq=False)
+class SparseConvolution:
+    """min(max(convolution(x) + bias, low), high).
+
+    bias: (O,) float32. Arrays are used as they are: they may not change.
+    """
+
+    filters: SparseFilters
+    bias: np.ndarray
+    geometry: Geometry
+    low: float = -np.inf
+    high: float = np.inf
+    _plans: dict[tuple, _Plan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.filters.check()
+        if self.bias.dtype != np.float32 or self.bias.shape != (self.geometry.out_channels,):
+            raise ValueError(f'a bias of {_describe(self.bias)}, not float32 ({self.geometry.out_channels},)')
+
+    def __call__(self, x: np.ndarray, num_threads: int | None = None) -> np.ndarray:
+        """(N, C, H, W) float32 -> (N, O, H', W'), both laid out as `is_across_images(N)` says; others are copied.
+
+        num_threads: by default one per core. Raises ValueError for another type, number of channels or dimensions, for
+        images smaller than the kernel, and for NaN or infinite values.
+        """
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 4:
+            raise ValueError(f'a sparse layer takes float32 arrays (N, C, H, W), not {_describe(x)}')
+        num_threads = num_threads or os.cpu_count() or 1
+        batch, channels, height, width = x.shape
+        if channels != self.geometry.in_channels:
+            raise ValueError(f'{channels} channels for a layer of {self.geometry.in_channels}')
+        size = self.geometry.output_size(height, width)
+        if library.load() is None:
+            return self._without_compiler(x, size)
+        across = is_across_images(batch)
+        x = np.ascontiguousarray(x.transpose(1, 2, 3, 0)) if across else np.ascontiguousarray(x)
+        shape = (self.geometry.out_channels, *size)
+        out = np.empty((*shape, batch) if across else (batch, *shape), np.float32)
+        self.run((batch, height, width), x.ctypes.data, out.ctypes.data, num_threads)
+        return out.transpose(3, 0, 1, 2) if across else out
+
+    def run(self, shape: tuple[int, int, int], input_address: int, output_address: int, num_threads: int) -> None:
+        """From memory to memory; `shape`: (N, H, W). Raises ValueError for NaN or infinite inputs."""
+        if not shape[0]:
+            return
+        loaded = library.load()
+        plan = self._plans.get((shape, num_threads))
+        if plan is None:
+            plan = self._plan(loaded, shape, num_threads)
+        if loaded.functions.convolve(plan.address, _POINTER(input_address), _POINTER(output_address),
+                                     _scratch_address(plan.scratch_bytes), plan.threads, _POINTER(loaded.parallel)):
+            raise ValueError('the inputs of a sparse layer have NaN or infinite values')
+
+    def _plan(self, loaded: library.Library, shape: tuple[int, int, int], num_threads: int) -> _Plan:
+        batch, height, width = shape
+        geometry, filters = self.geometry, self.filters
+        struct = _Struct(
+            batch, geometry.in_channels, height, width, geometry.out_channels, *geometry.output_size(height, width),
+            geometry.groups, *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation,
+            is_across_images(batch), filters.pointers.ctypes.data, filters.positions.ctypes.data,
+            filters.values.ctypes.data, self.bias.ctypes.data, self.low, self.high)
+        if loaded.functions.size_of_convolution() != ctypes.sizeof(struct):
+            raise RuntimeError('kernels.c and convolution.py disagree')
+        threads = ctypes.c_int64(num_threads if loaded.parallel else 1)
+        plan = _Plan(struct, _POINTER(ctypes.addressof(struct)),
+                     loaded.functions.plan(ctypes.byref(struct), threads), threads)
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[shape, num_threads] = plan
+        return plan
+
+    def _without_compiler(self, x: np.ndarray, size: Pair) -> np.ndarray:
+        """The same with one sparse matrix product per position of the kernel."""
+        from scipy import sparse
+
+        if not np.isfinite(x).all():
+            raise ValueError('the inputs of a sparse layer have NaN or infinite values')
+        g = self.geometry
+        padded = np.pad(x, ((0, 0), (0, 0), *zip(g.padding, g.padding_end, strict=True)))
+        weight = self.filters.to_dense().reshape(g.groups, g.out_channels // g.groups, -1, *g.kernel)
+        out = np.empty((g.groups, g.out_channels // g.groups, len(x) * size[0] * size[1]), np.float32)
+        out[:] = self.bias.reshape(g.groups, -1, 1)
+        for row in range(g.kernel[0]):
+            for column in range(g.kernel[1]):
+                top, left = row * g.dilation[0], column * g.dilation[1]
+                read = padded[:, :, top:top + (size[0] - 1) * g.stride[0] + 1:g.stride[0],
+                              left:left + (size[1] - 1) * g.stride[1] + 1:g.stride[1]]
+                read = read.transpose(1, 0, 2, 3).reshape(g.groups, g.in_channels // g.groups, -1)
+                for group in range(g.groups):
+                    out[group] += sparse.csr_array(weight[group, :, :, row, column]) @ read[group]
+        out = out.reshape(g.out_channels, len(x), *size).transpose(1, 0, 2, 3)
+        return np.ascontiguousarray(np.clip(out, self.low, self.high, dtype=np.float32))
+
+
+def is_across_images(batch: int) -> bool:
+    """Whether inputs and outputs of so many images have the images innermost in memory, or the columns."""
+    loaded = library.load()
+    return loaded is not None and batch >= loaded.functions.lanes() // 2
+
+
+def block_size() -> int:
+    """How many images at a time keep all that is computed in the caches: one vector."""
+    loaded = library.load()
+    return loaded.functions.lanes() if loaded else 16
+
+
+def _scratch_address(num_bytes: int) -> ctypes.c_void_p:
+    """Memory of this thread, aligned."""
+    if getattr(_scratch, 'num_bytes', -1) < num_bytes:
+        _scratch.memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+        _scratch.num_bytes = num_bytes
+        address = _scratch.memory.ctypes.data
+        _scratch.address = _POINTER(address + -address % _ALIGNMENT)
+    return _scratch.address
+
+
+def _describe(x: object) -> str:
+    return f'{x.dtype} {x.shape}' if isinstance(x, np.ndarray) else type(x).__name__
