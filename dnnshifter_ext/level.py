@@ -65,10 +65,11 @@ def convert_level(desc: LotteryDesc, replicate: int, level: int) -> None:
         first = next(batches)
         inputs = first[0][:NUM_EXAMPLES_VERIFIED].cpu()
         with _naming(level, location):
-            conversion = convert(model, inputs)
+            conversion = convert(model, inputs, execution='auto')
             num_params_paper_rule = _num_params_by_the_paper(model, inputs)
         profiles = profile_together(
-            {'unfused': model, 'fused': conversion.fused, 'pruned': conversion.model}, inputs.shape[1:],
+            {'unfused': model, 'fused': conversion.fused, 'pruned': conversion.pruned}
+            | ({'hybrid': conversion.model} if conversion.model is not conversion.pruned else {}), inputs.shape[1:],
             itertools.chain([first], batches), device=get_platform().torch_device)
     with _naming(level, location):
         _write(paths.level_directory(desc, replicate, level), conversion,
@@ -133,13 +134,15 @@ def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: 
         'comparison': conversion.report.to_dict(),
         'comparison_of_fusion_alone': conversion.fusion.to_dict(),
         'comparison_of_removal_alone_in_float64': conversion.removal.to_dict(),
+        'comparison_of_hybrid_in_float32': conversion.rounding.to_dict() if conversion.rounding else None,
         'num_channels_removed': conversion.plan.num_removed,
+        'execution': conversion.execution.to_dict(),
     }
 
 
 def _write(directory: str, conversion: Conversion, summary: dict, input_shape: Sequence[int]) -> None:
     os.makedirs(directory, exist_ok=True)
-    export.save(conversion.model, paths.model(directory), input_shape)
+    export.save(conversion.pruned, paths.model(directory), input_shape)
     with write_atomically(paths.plan(directory), mode='w') as file:
         json.dump(conversion.plan.to_dict(), file)
     with write_atomically(paths.profile(directory), mode='w') as file:
@@ -154,6 +157,8 @@ def _read_row(desc: LotteryDesc, replicate: int, level: int) -> portfolio.Row:
         return portfolio.Row(
             level=data['level'], compression_ratio=data['compression_ratio'],
             **{name: Profile.from_dict(data[name]) for name in ('unfused', 'fused', 'pruned')},
+            hybrid=Profile.from_dict(data['hybrid']) if data.get('hybrid') else None,
+            num_sparse_layers=sum(layer['execution'] == 'sparse' for layer in data['execution']['layers']),
             num_params_paper_rule=data['num_params_paper_rule'], conversion_time_ms=data['conversion_time_ms'],
             max_abs_difference=data['comparison']['max_abs_difference'])
     except (ValueError, KeyError, TypeError, AttributeError) as error:

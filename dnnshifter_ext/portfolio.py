@@ -30,14 +30,21 @@ LATENCY_TOLERANCE = 0.05
 # 0.1 points of accuracy, 10 images of 10,000: with size and latency alike, two variants are near-duplicates.
 ACCURACY_TOLERANCE = 0.001
 
+_BATCH_SIZES = (1, 128)  # those shown
+# How a pruned model is run -> in words.
+FORMS = {'pruned': 'all layers dense', 'hybrid': 'hybrid'}
+
 _SPARSE = dict(linestyle='--', marker='s', markersize=8, markerfacecolor='none')
 _PRUNED = dict(linestyle='-', marker='o', markersize=4)
+_HYBRID = dict(linestyle=':', marker='^', markersize=6, markerfacecolor='white')
 
 
 @dataclass(frozen=True)
 class Row:
     """One level: its sparse model as trained (`unfused`), the same with fused batch norms, and the converted one.
 
+    pruned: the converted model with all layers dense; hybrid: with `num_sparse_layers` of them on sparse kernels, None
+    if dense is faster everywhere.
     compression_ratio: prunable weights over those the mask keeps (1 = dense). changed_predictions of `pruned` are
     against `unfused`. num_params_paper_rule: what would be stored if only all-zero filters went, as published.
     """
@@ -50,13 +57,16 @@ class Row:
     num_params_paper_rule: int
     conversion_time_ms: float
     max_abs_difference: float
+    hybrid: Profile | None = None
+    num_sparse_layers: int = 0
 
 
 def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """One line per row, in the order of the levels; the unit is part of each column's name.
 
-    The rows are levels of one experiment; in each the three models were profiled together, unfused, fused, pruned, on
-    the CPU at batch 1 at least (LookupError otherwise).
+    The rows are levels of one experiment; in each the models were profiled together, unfused, fused, pruned, hybrid, on
+    the CPU at batch 1 at least (LookupError otherwise). Columns of the hybrid are those of the pruned model where there
+    is no hybrid: that is what would be run. By it the levels are chosen.
     comparable_latency_ms: on the CPU at batch 1, as if all levels had been timed in the same minutes. The fused model
     is the same dense work at every level: its p50 (the median over the levels) over the level's speed-up.
     pareto_optimal, near_duplicate_of (a level): see `choose`; search_efficiency: optimal variants over all.
@@ -65,9 +75,10 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     frame = pd.DataFrame([_columns(row) for row in rows])
     fused_ms = np.median([row.fused.latency('cpu', 1).p50_ms for row in rows])
     frame['comparable_latency_ms'] = [
-        fused_ms / row.pruned.latency('cpu', 1).speedup_over['fused'].median for row in rows]
+        fused_ms / _as_run(row).latency('cpu', 1).speedup_over['fused'].median for row in rows]
     accuracy = frame['accuracy_pruned'].astype(float).fillna(0)
-    optimal, twin = choose(accuracy.to_numpy(), frame['size_mib'].to_numpy(), frame['comparable_latency_ms'].to_numpy())
+    optimal, twin = choose(
+        accuracy.to_numpy(), frame['size_mib_hybrid'].to_numpy(), frame['comparable_latency_ms'].to_numpy())
     frame['pareto_optimal'] = optimal
     frame['near_duplicate_of'] = pd.array(
         [rows[index].level if index >= 0 else None for index in twin], dtype='Int64')
@@ -109,13 +120,18 @@ def text_table(frame: pd.DataFrame) -> str:
         ('parameters', 'paper', map(_short, frame['params_stored_paper_rule'])),
         ('', 'stored', map(_short, frame['params_stored'])),
         ('', 'non-zero', map(_short, frame['params_nonzero'])),
-        ('', 'MiB', map(_three_digits, frame['size_mib'])),
+        ('MiB', 'dense', map(_three_digits, frame['size_mib'])),
+        ('', 'hybrid', map(_three_digits, frame['size_mib_hybrid'])),
+        ('sparse', 'layers', map(str, frame['num_sparse_layers'])),
         ('', 'FLOPs', map(_short, frame['num_flops'])),
         ('', 'conv. ms', map(_three_digits, frame['conversion_time_ms'])),
         ('', '', ['*' if optimal else '' if pd.isna(twin) else f'= {twin}'
                   for optimal, twin in zip(frame['pareto_optimal'], frame['near_duplicate_of'], strict=True)]),
     ])
-    return '\n\n'.join([counts, *(_latency_table(frame, where) for where in _measured(frame)), _legend(frame)])
+    forms = FORMS if frame['num_sparse_layers'].any() else ('pruned',)
+    latencies = [_latency_table(frame, where, form) for where in _measured(frame) for form in forms
+                 if any(_latency_column(where, batch_size, form) in frame for batch_size in _BATCH_SIZES)]
+    return '\n\n'.join([counts, *latencies, _legend(frame)])
 
 
 def figure(frame: pd.DataFrame, title: str = '') -> Figure:
@@ -152,26 +168,42 @@ def _columns(row: Row) -> dict:
         'num_flops': row.pruned.num_flops,
         'size_mib_sparse': row.fused.size_bytes / MIB,
         'size_mib': row.pruned.size_bytes / MIB,
+        'size_mib_hybrid': _as_run(row).size_bytes / MIB,
+        'params_stored_hybrid': _as_run(row).num_params,
+        'num_sparse_layers': row.num_sparse_layers,
         'conversion_time_ms': row.conversion_time_ms,
     }
     for pruned in row.pruned.latencies:
-        unfused, fused = (profile.latency(pruned.device, pruned.batch_size, pruned.backend)
-                          for profile in (row.unfused, row.fused))
         where = pruned.device if pruned.backend == 'eager' else f'{pruned.device}_{pruned.backend}'
-        suffix = f'batch_{pruned.batch_size}'
         columns[f'{where}_hardware'] = pruned.hardware
         columns[f'{where}_num_threads'] = pruned.num_threads
-        for name, latency in (('unfused', unfused), ('fused', fused), ('pruned', pruned)):
-            columns[f'{where}_latency_p50_ms_{suffix}_{name}'] = latency.p50_ms
-            columns[f'{where}_latency_p95_ms_{suffix}_{name}'] = latency.p95_ms
-        for name, speedup in pruned.speedup_over.items():
-            column = f'{where}_speedup_{suffix}_over_{name}'
-            columns |= {column: speedup.median, f'{column}_low': speedup.low, f'{column}_high': speedup.high,
-                        f'{column}_is_gain': speedup.is_gain}
+    profiles = {'unfused': row.unfused, 'fused': row.fused, 'pruned': row.pruned, 'hybrid': _as_run(row)}
+    for form, profile in profiles.items():
+        for latency in profile.latencies:
+            where = latency.device if latency.backend == 'eager' else f'{latency.device}_{latency.backend}'
+            columns[_latency_column(where, latency.batch_size, form)] = latency.p50_ms
+            columns[_latency_column(where, latency.batch_size, form, 'p95')] = latency.p95_ms
+            for base, speedup in latency.speedup_over.items() if form in FORMS else ():
+                column = _speedup_column(where, latency.batch_size, form, base)
+                columns |= {column: speedup.median, f'{column}_low': speedup.low, f'{column}_high': speedup.high,
+                            f'{column}_is_gain': speedup.is_gain}
     for sparse, pruned in zip(row.unfused.peak_memory, row.pruned.peak_memory, strict=True):
         name = f'{pruned.device}_peak_memory_mib_batch_{pruned.batch_size}'
         columns |= {f'{name}_sparse': sparse.peak_bytes / MIB, name: pruned.peak_bytes / MIB}
     return columns
+
+
+def _as_run(row: Row) -> Profile:
+    return row.hybrid or row.pruned
+
+
+def _latency_column(where: str, batch_size: int, form: str, percentile: str = 'p50') -> str:
+    return f'{where}_latency_{percentile}_ms_batch_{batch_size}_{form}'
+
+
+def _speedup_column(where: str, batch_size: int, form: str, base: str) -> str:
+    of = '' if form == 'pruned' else f'_{form}'
+    return f'{where}_speedup_batch_{batch_size}{of}_over_{base}'
 
 
 def _measured(frame: pd.DataFrame) -> list[str]:
@@ -179,21 +211,21 @@ def _measured(frame: pd.DataFrame) -> list[str]:
     return [name.removesuffix('_hardware') for name in frame if name.endswith('_hardware')]
 
 
-def _latency_table(frame: pd.DataFrame, where: str) -> str:
+def _latency_table(frame: pd.DataFrame, where: str, form: str) -> str:
     columns = [('', 'level', [str(level) for level in frame['level']])]
-    for batch_size in (1, 128):
-        suffix = f'batch_{batch_size}'
-        if f'{where}_latency_p50_ms_{suffix}_pruned' in frame:
-            p50, p95 = (map(_three_digits, frame[f'{where}_latency_{percentile}_ms_{suffix}_pruned'])
+    for batch_size in _BATCH_SIZES:
+        if _latency_column(where, batch_size, form) in frame:
+            p50, p95 = (map(_three_digits, frame[_latency_column(where, batch_size, form, percentile)])
                         for percentile in ('p50', 'p95'))
+            unfused, fused = (_speedups(frame, _speedup_column(where, batch_size, form, base))
+                              for base in ('unfused', 'fused'))
             columns += [(f'batch {batch_size}', '  p50', p50), ('', '  p95', p95),
-                        ('speed-up over', 'unfused', _speedups(frame, f'{where}_speedup_{suffix}_over_unfused')),
-                        ('', '  fused', _speedups(frame, f'{where}_speedup_{suffix}_over_fused'))]
+                        ('speed-up over', 'unfused', unfused), ('', '  fused', fused)]
     num_threads, hardware = ('/'.join(map(str, frame[f'{where}_{name}'].unique()))
                              for name in ('num_threads', 'hardware'))
     threads = 'thread' if num_threads == '1' else 'threads'
-    title = f'Latency of the pruned models on {where} ({hardware}, {num_threads} {threads}), ms per batch'
-    return f'{title}\n{_table(columns)}'
+    machine = f'{where} ({hardware}, {num_threads} {threads})'
+    return f'Latency of the pruned models, {FORMS[form]}, on {machine}, ms per batch\n{_table(columns)}'
 
 
 def _speedups(frame: pd.DataFrame, name: str) -> list[str]:
@@ -209,13 +241,14 @@ def _legend(frame: pd.DataFrame) -> str:
         f'({100 * frame["search_efficiency"].iloc[0]:.1f} %).',
         '*        optimal: no optimal variant of at least its accuracy is at most '
         f'{100 * LATENCY_TOLERANCE:g} % slower',
-        f'         (batch 1, CPU) and at most {100 * SIZE_TOLERANCE:g} % larger',
+        f'         (batch 1, CPU) and at most {100 * SIZE_TOLERANCE:g} % larger; hybrid where there are sparse layers',
         f'= K      near-duplicate of level K: within these, and {100 * ACCURACY_TOLERANCE:g} points of accuracy',
         "paper    what the published rule would store: it only removes all-zero filters, with their constants",
         'changed  test images whose predicted class is not that of the sparse model',
+        'hybrid   layers that are faster so, measured with 16 images, keep and read non-zero weights only',
         'fused    the sparse model with batch norms in the convolutions; unfused: as trained',
         f'no gain  the 95 % confidence interval of the speed-up does not lie above {MIN_GAIN}',
-        'FLOPs    of one image, a multiply-add being 2'])
+        'FLOPs    of one image with all layers dense, a multiply-add being 2'])
 
 
 def _table(columns: Iterable[tuple[str, str, Iterable[str]]]) -> str:
@@ -259,14 +292,15 @@ def _draw_accuracy(axes: Axes, frame: pd.DataFrame) -> None:
 def _draw_latency(axes: Axes, frame: pd.DataFrame) -> None:
     ratio = frame['compression_ratio']
     for batch_size, color in ((1, 'tab:orange'), (128, 'tab:green')):
-        suffix = f'ms_batch_{batch_size}'
-        if f'cpu_latency_p50_{suffix}_pruned' not in frame:
+        if _latency_column('cpu', batch_size, 'pruned') not in frame:
             continue
-        p50, p95 = (frame[f'cpu_latency_{percentile}_{suffix}_pruned'] / batch_size for percentile in ('p50', 'p95'))
-        axes.plot(ratio, frame[f'cpu_latency_p50_{suffix}_fused'] / batch_size, **_SPARSE, color=color, alpha=0.5,
-                  label=f'sparse, fused, batch {batch_size}')
-        axes.errorbar(ratio, p50, (0 * p50, p95 - p50), **_PRUNED, color=color, capsize=2, elinewidth=1,
-                      label=f'pruned, batch {batch_size}')
+        axes.plot(ratio, frame[_latency_column('cpu', batch_size, 'fused')] / batch_size, **_SPARSE, color=color,
+                  alpha=0.5, label=f'sparse, fused, batch {batch_size}')
+        for form, style, label in (('pruned', _PRUNED, 'pruned, dense'), ('hybrid', _HYBRID, 'pruned, hybrid')):
+            p50, p95 = (frame[_latency_column('cpu', batch_size, form, percentile)] / batch_size
+                        for percentile in ('p50', 'p95'))
+            axes.errorbar(ratio, p50, (0 * p50, p95 - p50), **style, color=color, capsize=2, elinewidth=1,
+                          label=f'{label}, batch {batch_size}')
     axes.set_ylabel('CPU latency (ms per image)')
     _log_scale(axes, 'y')
     axes.set_xlabel('compression ratio (prunable weights / weights kept)')

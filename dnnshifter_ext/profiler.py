@@ -19,6 +19,7 @@ from torch import nn
 
 from dnnshifter_ext.backends import CPU_ONLY, Run, prepare
 from dnnshifter_ext.costs import num_flops, num_nonzero_params, num_params, peak_memory_bytes, size_bytes
+from dnnshifter_ext.sparse.hybrid import InBlocks
 
 MIN_RUNS = 5
 MAX_RUNS = 1000
@@ -136,7 +137,8 @@ def profile_together(
     example_shape: of one input, without the batch. test_batches: pairs (inputs, labels), gone through once.
     budget_s: seconds of measuring per model, device, back end and batch size after the warm-up; at least MIN_RUNS runs.
     backends: any of `backends.BACKENDS`; ONNX Runtime is measured on the CPU only.
-    Works on copies in evaluation mode; the models themselves stay as and where they are.
+    Works on copies in evaluation mode; the models themselves stay as and where they are. Models with sparse layers are
+    measured on the CPU, in eager mode, only.
     Raises ValueError when a model cannot be traced, or when a back end is not there or cannot run it.
     """
     devices = dict.fromkeys(('cpu', torch.device(device).type))
@@ -146,11 +148,15 @@ def profile_together(
         for batch_size in batch_sizes:
             for backend in backends:
                 if where == 'cpu' or backend not in CPU_ONLY:
-                    timed = compare_latency(models, example_shape, batch_size, where, budget_s, backend)
+                    able = {name: model for name, model in models.items()
+                            if (where, backend) == ('cpu', 'eager') or not isinstance(model, InBlocks)}
+                    timed = compare_latency(able, example_shape, batch_size, where, budget_s, backend)
                     for name, latency in timed.items():
                         latencies[name].append(latency)
             inputs = _batch(batch_size, example_shape)
             for name, model in models.items():
+                if where != 'cpu' and isinstance(model, InBlocks):
+                    continue
                 memory[name].append(PeakMemory(where, batch_size, peak_memory_bytes(model, inputs, where)))
     num_correct, num_changed, num_examples = _count_predictions(models, test_batches or (), device)
     return {
@@ -217,11 +223,11 @@ def _count_predictions(
     copies = _copies(models, torch.device(device))
     with torch.inference_mode():
         for inputs, labels in test_batches:
-            inputs, labels = inputs.to(device), labels.to(device).view(-1)
+            inputs, labels = inputs.to(device), labels.view(-1).cpu()
             num_examples += len(labels)
             reference = None
             for name, model in copies.items():
-                predicted = model(inputs).argmax(1)
+                predicted = model(inputs.cpu() if isinstance(model, InBlocks) else inputs).argmax(1).cpu()
                 reference = predicted if reference is None else reference
                 num_correct[name] += int((predicted == labels).sum())
                 num_changed[name] += int((predicted != reference).sum())
@@ -229,7 +235,8 @@ def _count_predictions(
 
 
 def _copies(models: dict[str, nn.Module], device: torch.device) -> dict[str, nn.Module]:
-    return {name: copy.deepcopy(model).to(device).eval() for name, model in models.items()}
+    return {name: copy.deepcopy(model).to('cpu' if isinstance(model, InBlocks) else device).eval()
+            for name, model in models.items()}
 
 
 def _cpu_run_ms(run: Run, inputs: torch.Tensor, clock_s: Callable[[], float]) -> float:

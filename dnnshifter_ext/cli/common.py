@@ -47,9 +47,9 @@ def check_outputs(outputs: Sequence[pathlib.Path], source: pathlib.Path, what: s
             raise UserError(f'--output: {path} would replace the {what}')
 
 
-def random_inputs(shape: Sequence[int]) -> torch.Tensor:
-    """A batch of standard normal inputs, always the same. Raises MemoryError."""
-    num = max(MIN_INPUTS, min(MAX_INPUTS, MAX_VALUES // math.prod(shape)))
+def random_inputs(shape: Sequence[int], num: int | None = None) -> torch.Tensor:
+    """A batch of standard normal inputs, always the same; as many as there is time for. Raises MemoryError."""
+    num = num or max(MIN_INPUTS, min(MAX_INPUTS, MAX_VALUES // math.prod(shape)))
     try:
         return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
     except RuntimeError as error:

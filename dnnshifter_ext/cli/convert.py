@@ -13,10 +13,11 @@ from torch import nn
 from dnnshifter_ext import export, paths, sources
 from dnnshifter_ext.cli import common
 from dnnshifter_ext.conversion import Conversion, convert
+from dnnshifter_ext.costs import num_params, size_bytes
 from dnnshifter_ext.flow import analyse, collapsed_at
 from dnnshifter_ext.graph import trace_shapes
 from dnnshifter_ext.plan import LayerPlan, RemovalPlan
-from dnnshifter_ext.profiler import size_bytes
+from dnnshifter_ext.sparse.choice import EXECUTIONS, Execution
 from open_lth.cli.runner_registry import DESCRIPTIONS
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.files import write_atomically
@@ -34,6 +35,8 @@ class ConvertRunner(Runner):
     num_classes: int | None = None
     mode: str = 'exact'
     round_to: int = 1
+    execution: str = 'dense'
+    batch_size: int | None = None
 
     @staticmethod
     def description() -> str:
@@ -54,6 +57,11 @@ class ConvertRunner(Runner):
                            "Without it: that of the checkpoint's last layer.")
         group.add_argument('--mode', default='exact', help='(default: exact) exact, or paper for the published rule, '
                            'which drops constants and so changes the outputs.')
+        group.add_argument('--execution', default='dense', help='(default: dense) dense; sparse for kernels that touch '
+                           'only the weights that are left (CPU, float32); auto for what is fastest on this machine, '
+                           'layer by layer.')
+        group.add_argument('--batch_size', type=int, help='(optional: int) The number of inputs at a time for which '
+                           '--execution=auto measures. Without it: a few, as many as are checked.')
         group.add_argument('--round_to', type=int, default=1, help='(default: 1) Keeps channels that could go until '
                            'layers have a multiple of this many.')
 
@@ -65,11 +73,15 @@ class ConvertRunner(Runner):
         input_shape = common.input_shape(args.input_shape)
         if args.mode not in MODES:
             raise UserError(f'--mode is {" or ".join(MODES)}, not {args.mode}')
-        for name in ('num_classes', 'round_to'):
+        if args.execution not in EXECUTIONS:
+            raise UserError(f'--execution is {", ".join(EXECUTIONS[:-1])} or {EXECUTIONS[-1]}, not {args.execution}')
+        if args.batch_size is not None and args.execution != 'auto':
+            raise UserError('--batch_size is for --execution=auto')
+        for name in ('num_classes', 'round_to', 'batch_size'):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise UserError(f'--{name} must be at least 1, not {getattr(args, name)}')
         return ConvertRunner(args.model, args.checkpoint, pathlib.Path(args.output), input_shape, args.num_classes,
-                             args.mode, args.round_to)
+                             args.mode, args.round_to, args.execution, args.batch_size)
 
     def display_output_location(self) -> None:
         print(self.output)
@@ -82,8 +94,8 @@ class ConvertRunner(Runner):
         if shape is None:
             raise UserError(f'the inputs of {self.model} are not known: give --input_shape, for example 3x224x224')
         try:
-            inputs = common.random_inputs(shape)
-            conversion = convert(model, inputs, mode=self.mode, round_to=self.round_to)
+            inputs = common.random_inputs(shape, self.batch_size)
+            conversion = convert(model, inputs, mode=self.mode, round_to=self.round_to, execution=self.execution)
             _check_collapse(conversion, inputs)
             content = export.to_bytes(conversion.model, shape)
         except (ValueError, MemoryError) as error:
@@ -91,7 +103,8 @@ class ConvertRunner(Runner):
         _write(self.output, content, plan_path, conversion.plan)
         print('\n'.join([
             f'{self.model}, weights of {path}', '', layer_table(conversion.plan), '',
-            *proof_lines(conversion, inputs, self.mode), '', *size_lines(model, conversion), '',
+            *execution_lines(conversion.execution), *proof_lines(conversion, inputs, self.mode), '',
+            *size_lines(model, conversion), '',
             f'Model: {self.output}', f'Plan: {plan_path}']))
 
 
@@ -113,6 +126,30 @@ def _reasons(layer: LayerPlan) -> str:
     return '; '.join(parts)
 
 
+def execution_lines(execution: Execution | None) -> list[str]:
+    """One line per layer that could be sparse: how it is run, its measurements and bytes; nothing if nobody asked."""
+    if execution is None:
+        return []
+    if execution.reason:
+        return [f'All layers dense: {execution.reason}', '']
+    timed = execution.measured_ms is not None
+    columns = ('layer', 'runs', 'density %', 'dense bytes', 'sparse bytes')
+    rows = [(*columns, 'dense ms', 'sparse ms') if timed else columns]
+    for layer in execution.layers:
+        times = (f'{layer.dense_ms:.3f}', f'{layer.sparse_ms:.3f}') if timed else ()
+        rows.append((layer.layer, layer.execution, f'{100 * layer.density:.2f}', f'{layer.dense_bytes:,}',
+                     f'{layer.sparse_bytes:,}', *times))
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = ['  '.join(cell.ljust(width) if column < 2 else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    if timed:
+        threads = 'thread' if execution.num_threads == 1 else 'threads'
+        lines += ['', f'Layers with {execution.block_size} inputs, the model with {execution.batch_size}, '
+                  f'{execution.num_threads} {threads}: {execution.dense_ms:.2f} ms all dense, '
+                  f'{execution.measured_ms:.2f} ms as chosen ({execution.predicted_ms:.2f} ms predicted by the layers)']
+    return [*lines, '']
+
+
 def proof_lines(conversion: Conversion, inputs: torch.Tensor, mode: str) -> list[str]:
     """The pruned model against the given one, and how much of the difference is due to what."""
     lines = [
@@ -120,6 +157,9 @@ def proof_lines(conversion: Conversion, inputs: torch.Tensor, mode: str) -> list
         *common.comparison_lines(conversion.report),
         f'    fusion by itself     {conversion.fusion.max_abs_difference:.3g} (rounding of the fused weights)',
         f'    removal by itself    {conversion.removal.max_abs_difference:.3g} (carried out in float64)']
+    if conversion.rounding:
+        lines += ['On the sparse kernels, in float32, against the given model in float64:',
+                  *common.comparison_lines(conversion.rounding)]
     if mode == 'paper':
         lines += ['    --mode=paper drops the constants that removed channels emit: the difference is what that does.',
                   '    --mode=exact keeps them.']
@@ -128,13 +168,15 @@ def proof_lines(conversion: Conversion, inputs: torch.Tensor, mode: str) -> list
 
 def size_lines(model: nn.Module, conversion: Conversion) -> list[str]:
     """Parameters, bytes (with the buffers) and times."""
-    num_before, num_after = (sum(p.numel() for p in part.parameters()) for part in (model, conversion.model))
+    num_before, num_after = num_params(model), num_params(conversion.model)
     bytes_before, bytes_after = size_bytes(model), size_bytes(conversion.model)
     return [f'Channels    {conversion.plan.num_removed:,} removed',
             f'Parameters  {num_before:,} -> {num_after:,} ({num_before / num_after:.2f}x smaller)',
             f'Bytes       {bytes_before:,} -> {bytes_after:,} ({bytes_before / bytes_after:.2f}x smaller)',
             f'Times       capture {conversion.capture_time_ms:.0f} ms, analysis {conversion.analysis_time_ms:.0f} ms, '
-            f'rebuilding {conversion.rebuilding_time_ms:.0f} ms, checking {conversion.verifying_time_ms:.0f} ms']
+            f'rebuilding {conversion.rebuilding_time_ms:.0f} ms, '
+            + (f'choosing {conversion.choosing_time_ms:.0f} ms, ' if conversion.execution else '')
+            + f'checking {conversion.verifying_time_ms:.0f} ms']
 
 
 def _write(output: pathlib.Path, content: bytes, plan_path: pathlib.Path, plan: RemovalPlan) -> None:

@@ -23,14 +23,19 @@ def profile_of(accuracy, num_params, latency_ms, over=None, batch_sizes=(1, 128)
         peak_memory=tuple(PeakMemory('cpu', n, 2**20 * n) for n in batch_sizes))
 
 
-def row(level, accuracy, num_params, latency_ms, slowness=1, accuracy_pruned=None, **kwargs):
-    """A level of a network of 2**20 weights that takes 8 ms fused and 10 ms unfused, on a machine that is so slow."""
+def row(level, accuracy, num_params, latency_ms, slowness=1, hybrid=None, **kwargs):
+    """A level of a network of 2**20 weights that takes 8 ms fused and 10 ms unfused, on a machine that is so slow.
+
+    hybrid: its number of sparse layers, parameters, and latency in ms.
+    """
     unfused_ms, fused_ms, pruned_ms = 10 * slowness, 8 * slowness, latency_ms * slowness
     return Row(
         level, 2.0**level, profile_of(accuracy, 2**20, unfused_ms, **kwargs),
         profile_of(accuracy, 2**20, fused_ms, {'unfused': unfused_ms}, **kwargs),
         profile_of(accuracy, num_params, pruned_ms, {'unfused': unfused_ms, 'fused': fused_ms}, **kwargs), 3 * 2**18,
-        12.5, 1e-7)
+        12.5, 1e-7, hybrid and profile_of(
+            accuracy, hybrid[1], hybrid[2] * slowness,
+            {'unfused': unfused_ms, 'fused': fused_ms, 'pruned': pruned_ms}, **kwargs), hybrid[0] if hybrid else 0)
 
 
 def rows():
@@ -122,15 +127,15 @@ def test_noise_puts_nothing_on_the_front():
 
 def test_text_table():
     assert text_table(to_frame(rows())).splitlines() == [
-        '              accuracy %               parameters',
-        'level  ratio  sparse  pruned  changed  paper  stored  non-zero   MiB  FLOPs  conv. ms',
-        '-' * 90,
-        '    0    1.0   90.00   90.00        0   786k   1.05M      524k  4.00  31.5M      12.5    *',
-        '    1    2.0   80.00   80.00        0   786k    524k      262k  2.00  15.7M      12.5',
-        '    2    4.0   85.00   85.00        3   786k    262k      131k  1.00  7.86M      12.5    *',
-        '    3    8.0   89.99   89.99        0   786k   1.05M      524k  4.00  31.5M      12.5  = 0',
+        '              accuracy %               parameters               MiB            sparse',
+        'level  ratio  sparse  pruned  changed  paper  stored  non-zero  dense  hybrid  layers  FLOPs  conv. ms',
+        '-' * 107,
+        '    0    1.0   90.00   90.00        0   786k   1.05M      524k   4.00    4.00       0  31.5M      12.5    *',
+        '    1    2.0   80.00   80.00        0   786k    524k      262k   2.00    2.00       0  15.7M      12.5',
+        '    2    4.0   85.00   85.00        3   786k    262k      131k   1.00    1.00       0  7.86M      12.5    *',
+        '    3    8.0   89.99   89.99        0   786k   1.05M      524k   4.00    4.00       0  31.5M      12.5  = 0',
         '',
-        'Latency of the pruned models on cpu (x86_64 AVX2, 2 threads), ms per batch',
+        'Latency of the pruned models, all layers dense, on cpu (x86_64 AVX2, 2 threads), ms per batch',
         '       batch 1       speed-up over     batch 128     speed-up over',
         'level    p50    p95  unfused    fused    p50    p95  unfused    fused',
         '-' * 69,
@@ -141,14 +146,33 @@ def test_text_table():
         '',
         'Search efficiency: 2 of 4 variants are optimal (50.0 %).',
         '*        optimal: no optimal variant of at least its accuracy is at most 5 % slower',
-        '         (batch 1, CPU) and at most 2 % larger',
+        '         (batch 1, CPU) and at most 2 % larger; hybrid where there are sparse layers',
         '= K      near-duplicate of level K: within these, and 0.1 points of accuracy',
         'paper    what the published rule would store: it only removes all-zero filters, with their constants',
         'changed  test images whose predicted class is not that of the sparse model',
+        'hybrid   layers that are faster so, measured with 16 images, keep and read non-zero weights only',
         'fused    the sparse model with batch norms in the convolutions; unfused: as trained',
         'no gain  the 95 % confidence interval of the speed-up does not lie above 1.02',
-        'FLOPs    of one image, a multiply-add being 2',
+        'FLOPs    of one image with all layers dense, a multiply-add being 2',
     ]
+
+
+def test_hybrids_have_their_columns_and_their_table_and_decide_what_is_optimal():
+    levels = [row(0, 0.9, 2**20, 8), row(1, 0.8, 2**20, 8, hybrid=(3, 2**19, 2))]
+    frame = to_frame(levels)
+    assert frame['size_mib'].tolist() == [4, 4] and frame['size_mib_hybrid'].tolist() == [4, 2]
+    assert frame['num_sparse_layers'].tolist() == [0, 3]
+    assert frame['cpu_latency_p50_ms_batch_128_hybrid'].tolist() == [8 * 128, 2 * 128]
+    assert frame['cpu_speedup_batch_1_hybrid_over_fused'].tolist() == [1, 4]
+    assert frame['cpu_speedup_batch_1_hybrid_over_pruned'].tolist()[1] == 4
+    assert frame['comparable_latency_ms'].tolist() == [8, 2]
+    assert frame['pareto_optimal'].tolist() == [True, True]
+    assert to_frame([levels[0], row(1, 0.8, 2**20, 8)])['pareto_optimal'].tolist() == [True, False]
+    lines = text_table(frame).splitlines()
+    assert lines[4].split()[8:11] == ['4.00', '2.00', '3']
+    [table] = [number for number, line in enumerate(lines) if line.startswith('Latency of the pruned models, hybrid,')]
+    assert lines[table + 5].split() == ['1', '2.00', '3.00', '5.00', '4.00', '256', '384', '5.00', '4.00']
+    assert 'pruned, hybrid, batch 128' in [text.get_text() for text in figure(frame).findobj(Text)]
 
 
 def test_a_slower_model_shows_by_how_much():
@@ -161,7 +185,7 @@ def test_every_back_end_has_its_columns_and_its_table():
     assert frame['cpu_compile_speedup_batch_1_over_fused'].tolist() == [2]
     titles = [line for line in text_table(frame).splitlines() if line.startswith('Latency')]
     assert [title.split('(')[0] for title in titles] == [
-        f'Latency of the pruned models on {where} ' for where in ('cpu', 'cpu_compile')]
+        f'Latency of the pruned models, all layers dense, on {where} ' for where in ('cpu', 'cpu_compile')]
 
 
 def test_without_test_images_and_other_batch_sizes():
