@@ -96,7 +96,8 @@ def _network_report(network: Network, scale: Scale, table: pd.DataFrame) -> list
              f'{network.paper_title}: {published["top1_pct"]} ± {published["top1_std"]} % (3 or more).',
              'Top-1 accuracy (%):', _ratio_table(scale, table, 'accuracy', factor=100),
              'Change against dense, in points of top-1 accuracy; below ours the published change of '
-             f'{network.paper_title}:', _ratio_table(scale, table, 'change', paper_changes(network), factor=100)]
+             f'{network.paper_title}:',
+             _ratio_table(scale, table, 'change', paper_changes(network), factor=100, sign=True)]
     if table.top5_accuracy_n.any():
         parts += [f'Top-5 accuracy (%; dense {tables.cell(dense, "top5_accuracy", factor=100)}):',
                   _ratio_table(scale, table, 'top5_accuracy', factor=100)]
@@ -111,14 +112,14 @@ def _network_report(network: Network, scale: Scale, table: pd.DataFrame) -> list
 
 
 def _ratio_table(scale: Scale, table: pd.DataFrame, column: str, published: dict | None = None, *, digits: int = 2,
-                 factor: float = 1) -> str:
+                 factor: float = 1, sign: bool = False) -> str:
     """Methods down, ratios across; published values in a line of their own below."""
     rows = []
     for method in (IMP, *AT_INIT):
         if column == 'num_empty_layers' and method == IMP:
             continue
         rows.append([LABELS[method], *(
-            tables.cell(tables.find(table, method=method, ratio=ratio), column, digits, factor=factor)
+            tables.cell(tables.find(table, method=method, ratio=ratio), column, digits, factor=factor, sign=sign)
             for ratio in scale.ratios)])
         theirs = [tables.value((published or {}).get((method, ratio)), sign=True) for ratio in scale.ratios]
         if any(theirs):

@@ -28,6 +28,9 @@ _DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 _KEYS = ['network', 'method', 'ratio', 'form']
 _FORMS = {method: (UNCONVERTED, EXACT) for method in AT_INIT} | {
     IMP: (UNCONVERTED, EXACT, PAPER), DENSE: (DENSE_UNFUSED, DENSE_FUSED)}
+# A network that is at most this much more accurate than guessing has collapsed: to make it fast is no achievement.
+CHANCE_MARGIN = 0.01
+_AT_CHANCE = '†'
 
 
 def runs(scale: Scale) -> tuple[Task, ...]:
@@ -38,10 +41,11 @@ def read(tasks: Sequence[Task]) -> pd.DataFrame:
     """One row per form of each model that is to be measured; NaN where it has not been.
 
     The dense models have one row per replicate, the mean over all measurements in which they took part. Columns beside
-    the keys: num_params (stored), num_nonzero_params, spatial_compression, answers_changed (share of the test images
-    on which a model answers otherwise than the unconverted sparse one), and for each device and batch size
-    DEVICE_batch_N_ms (p50) and the speed-ups DEVICE_batch_N_over_unfused and _over_fused, with _low and _high, the
-    95 % confidence interval in one measurement.
+    the keys: above_chance (test accuracy of the trained model minus that of guessing), num_params (stored),
+    num_nonzero_params, spatial_compression, answers_changed (share of the test images on which a model answers
+    otherwise than the unconverted sparse one), and for each device and batch size DEVICE_batch_N_ms (p50) and the
+    speed-ups DEVICE_batch_N_over_unfused and _over_fused, with _low and _high, the 95 % confidence interval in one
+    measurement.
     """
     rows = [row for task in tasks if isinstance(task, Measurement) for row in _rows(task)]
     return pd.DataFrame(rows).groupby([*_KEYS, 'replicate'], sort=False).mean().reset_index()
@@ -72,7 +76,8 @@ def figure(scale: Scale, table: pd.DataFrame) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc='outside right center')
     canvas.suptitle(f'batch 1; mean; bars: ± 1 standard deviation, or the 95 % interval of a single measurement; '
-                    f'{tables.num_replicates(table.num_params_n)}')
+                    f'{tables.num_replicates(table.num_params_n)}\nhollow: collapsed to an accuracy at most '
+                    f'{100 * CHANCE_MARGIN:g} point above guessing, where speed is no achievement')
     return canvas
 
 
@@ -81,8 +86,11 @@ def _rows(measurement: Measurement) -> Iterator[dict]:
     names = {'network': model.network.name, 'method': model.method, 'ratio': model.ratio, 'replicate': model.replicate}
     forms = measurement.forms() if measurement.is_done else {}
     for form in (*_FORMS[DENSE], *_FORMS[model.method]):
-        dense = {'method': DENSE, 'ratio': 1} if form in _FORMS[DENSE] else {}
-        yield names | dense | {'form': form} | _quantities(forms, form)
+        is_dense = form in _FORMS[DENSE]
+        dense = {'method': DENSE, 'ratio': 1} if is_dense else {}
+        trained = measurement.baseline if is_dense else model
+        above_chance = trained.on_test_set('accuracy') - model.network.chance if forms else np.nan
+        yield names | dense | {'form': form, 'above_chance': above_chance} | _quantities(forms, form)
 
 
 def _quantities(forms: dict[str, measurements.Form], name: str) -> dict[str, float]:
@@ -128,7 +136,8 @@ def _table(network: Network, table: pd.DataFrame, models: Sequence[tuple[str, in
 
 def _line_of(network: Network, table: pd.DataFrame, method: str, ratio: int, form: str) -> dict[str, str]:
     row = tables.find(table, method=method, ratio=ratio, form=form)
-    speedups = {f'{where.replace("_", " ")}: over {base}': _speedup_cell(row, f'{where}_over_{base}')
+    mark = _AT_CHANCE if _is_at_chance(row) else ''
+    speedups = {f'{where.replace("_", " ")}: over {base}': _speedup_cell(row, f'{where}_over_{base}') + mark
                 for where in _timed(table) for base in ('unfused', 'fused')}
     theirs = _in_notebook(network, method, ratio, form)
     return {
@@ -138,7 +147,7 @@ def _line_of(network: Network, table: pd.DataFrame, method: str, ratio: int, for
         'paper: stored': tables.value(theirs.get('params'), 0),
         'parameters not zero': tables.cell(row, 'num_nonzero_params', 0),
         'paper: not zero': tables.value(theirs.get('nonzero_params'), 0),
-        'spatial compression': tables.cell(row, 'spatial_compression', unit='x'),
+        'spatial compression': tables.cell(row, 'spatial_compression', unit='x') + mark,
         'paper: spatial': tables.value(theirs.get('spatial_compression'), unit='x'),
         **speedups,
         'paper: CPU over unfused': tables.value(theirs.get('cpu_speedup'), unit='x'),
@@ -157,6 +166,10 @@ def _speedup_cell(row: pd.Series | None, column: str) -> str:
         return tables.cell(row, column, unit='x')
     low, high = row[f'{column}_low_mean'], row[f'{column}_high_mean']
     return f'{row[f"{column}_mean"]:.2f}x [{low:.2f}, {high:.2f}] (1)'
+
+
+def _is_at_chance(row: pd.Series | None) -> bool:
+    return row is not None and row.above_chance_n > 0 and row.above_chance_mean <= CHANCE_MARGIN
 
 
 def _in_notebook(network: Network, method: str, ratio: int, form: str) -> dict:
@@ -179,7 +192,9 @@ def _remarks(network: Network) -> str:
         f'{printed["spatial_compression_at_256x"][network.paper]}x at 256x, and speed-ups of up to '
         f'{printed["cpu_speedup_max"]}x (CPU) and {printed["gpu_speedup_max_section432"]}x or '
         f'{printed["gpu_speedup_max_section1"]}x (GPU), without saying of which network. `a [b, c] (1)`: the '
-        'median over the rounds of one measurement and its 95 % confidence interval.')
+        'median over the rounds of one measurement and its 95 % confidence interval. '
+        f'`{_AT_CHANCE}`: the network has collapsed, its accuracy is at most {100 * CHANCE_MARGIN:g} point above '
+        f'guessing ({100 * network.chance:g} %); that it can be made small and fast is no achievement.')
 
 
 def _draw(axes: Axes, table: pd.DataFrame, column: str, ratios: Sequence[int]) -> None:
@@ -212,6 +227,9 @@ def _line(axes: Axes, table: pd.DataFrame, method: str, form: str, column: str, 
         error = np.where(single, interval, error)
     axes.errorbar(rows.ratio, mean, error, color=COLORS[method], marker=marker, markersize=5, capsize=2, elinewidth=1,
                   label=label, **style)
+    collapsed = np.array([_is_at_chance(row) for _, row in rows.iterrows()], dtype=bool)
+    axes.plot(rows.ratio[collapsed], mean[collapsed], color=COLORS[method], marker=marker, markersize=5,
+              markerfacecolor='white', linestyle='', zorder=5)
 
 
 if __name__ == '__main__':

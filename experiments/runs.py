@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+import math
 import pathlib
 import runpy
 import sys
@@ -47,6 +48,11 @@ class TrainedModel:
     @property
     def is_trained(self) -> bool:
         return is_finished(self.location, self.end_step)
+
+    def on_test_set(self, metric: str) -> float:
+        """'accuracy' or 'top5accuracy' at the end of the training, as a fraction; NaN where it is not in the log."""
+        found = MetricLogger.create_from_file(self.location).get_data(f'test_{metric}', self.end_step)
+        return math.nan if found is None else found
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,7 @@ def read(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _outcome(model: TrainedModel) -> dict:
-    log = MetricLogger.create_from_file(model.location)
-    outcome = {name: log.get_data(f'test_{name}', model.end_step) for name in ('accuracy', 'top5accuracy')}
-    outcome['top5_accuracy'] = outcome.pop('top5accuracy')
+    outcome = {'accuracy': model.on_test_set('accuracy'), 'top5_accuracy': model.on_test_set('top5accuracy')}
     if model.method != methods.DENSE:
         sparsity = stored.read(paths.sparsity_report(model.location))
         outcome |= {'num_prunable': sparsity['total'], 'num_kept': sparsity['unpruned']}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import copy
 from dataclasses import dataclass, field, replace
 
+from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.hparams import DatasetHparams, ModelHparams, TrainingHparams
 from open_lth.lottery.desc import LotteryDesc
@@ -39,6 +40,11 @@ class Network:
         """The dense baseline."""
         desc = self.lottery
         return TrainingDesc(desc.model_hparams, desc.dataset_hparams, desc.training_hparams)
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing."""
+        return 1 / datasets_registry.num_classes(self.lottery.dataset_hparams)
 
     @property
     def title(self) -> str:
@@ -113,12 +119,12 @@ def _on(network: Network, dataset_name: str) -> Network:
 
 def _smoke() -> Scale:
     training = TrainingHparams(
-        optimizer_name='sgd', lr=0.05, training_steps='3ep', momentum=0.9, milestone_steps='2ep', gamma=0.1,
+        optimizer_name='sgd', lr=0.05, training_steps='2ep', momentum=0.9, milestone_steps='1ep', gamma=0.1,
         weight_decay=1e-4)
     return _reduced(
-        'smoke', ('cifar_narrowvgg_5_8', 'cifar_resnet_8_4'), DatasetHparams('digits', 16, subsample_fraction=0.1),
+        'smoke', ('cifar_narrowvgg_5_8', 'cifar_resnet_8_4'), DatasetHparams('digits', 32, subsample_fraction=0.1),
         {'vgg': training, 'resnet': training}, rewinding_steps='5it', pruning_fraction=0.75, levels={4: 1, 16: 2},
-        num_replicates=1, timing=Timing(batch_sizes=(1, 8), budget_s=0.02, num_images=64),
+        num_replicates=1, timing=Timing(batch_sizes=(1,), budget_s=0, num_images=64),
         arguments={'synflow': dict(prune_iterations='5'),
                    'ntk_sap': dict(prune_iterations='2', strategy_options='num_draws=1')})
 

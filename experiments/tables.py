@@ -35,13 +35,14 @@ def spread(results: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> 
     return pd.DataFrame(found).reset_index()
 
 
-def cell(row: pd.Series | None, column: str, digits: int = 2, *, factor: float = 1, unit: str = '') -> str:
-    """A value of `spread` as `mean ± std (n)`, times the factor."""
+def cell(row: pd.Series | None, column: str, digits: int = 2, *, factor: float = 1, unit: str = '',
+         sign: bool = False) -> str:
+    """A value of `spread` as `mean ± std (n)`, times the factor; with a sign also where it is positive."""
     if row is None or row[f'{column}_n'] == 0:
         return MISSING
     mean, std, n = (row[f'{column}_{part}'] for part in ('mean', 'std', 'n'))
     deviation = f' ± {factor * std:,.{digits}f}' if n > 1 else ''
-    return f'{factor * mean:,.{digits}f}{unit}{deviation} ({n:.0f})'
+    return f'{value(factor * mean, digits, unit, sign)}{deviation} ({n:.0f})'
 
 
 def num_replicates(counts: pd.Series) -> str:

@@ -1,4 +1,6 @@
-"""The extension and the experiments in the engine's registries, for one test."""
+"""The extension and the experiments in the engine's registries: for one test, or for as long as it is said."""
+
+import contextlib
 
 import pytest
 
@@ -10,8 +12,8 @@ from open_lth.pruning.registry import registered_strategies
 from open_lth.training.branch.registry import registered_branches as registered_train_branches
 
 
-@pytest.fixture
-def installed():
+@contextlib.contextmanager
+def all_installed():
     registries = (registered_runners, DESCRIPTIONS, registered_branches, registered_train_branches,
                   registered_strategies)
     before = [dict.copy(registry) for registry in registries]
@@ -21,3 +23,9 @@ def installed():
     for registry, entries in zip(registries, before, strict=True):
         registry.clear()
         registry.update(entries)
+
+
+@pytest.fixture
+def installed():
+    with all_installed():
+        yield

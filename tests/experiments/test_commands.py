@@ -1,7 +1,9 @@
 """The experiments as a user types them: all three at scale `smoke`, killed, failing, listed."""
 
+import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +11,11 @@ import sys
 import pandas as pd
 import pytest
 
-from experiments import command, runs, scales
+from experiments import command, executor, runs, scales
 from open_lth.foundations import paths
 from tests import helpers
 from tests.conftest import make_platform
+from tests.experiments.conftest import all_installed
 from tests.experiments.test_executor import wait_for
 
 FOLDERS = ('root', 'results')
@@ -23,13 +26,8 @@ def command_line(name, folder, *flags):
             *(f'--{each}={folder / each}' for each in FOLDERS)]
 
 
-def typed(name, folder, *flags):
-    """A command in a shell of its own, to its end."""
-    return subprocess.run(command_line(name, folder, *flags), cwd=helpers.REPOSITORY, capture_output=True, text=True)
-
-
 def here(name, folder, *flags):
-    """The same in this process, which has imported everything."""
+    """A command in this process, which has imported everything."""
     return helpers.run_main(entry=lambda: command.main(name, command_line(name, folder, *flags)[3:]))
 
 
@@ -45,11 +43,12 @@ def text(name, folder):
 def smoke(tmp_path_factory):
     """The folder in which all three have been run. Figure 6 needs all runs of the other two."""
     folder = tmp_path_factory.mktemp('smoke')
-    for name, summary in (('fig6_runtime', '64 of 64 runs to do'), ('fig5_accuracy', '0 of 32 runs to do'),
-                          ('table2_baselines', '0 of 2 runs to do')):
-        outcome = typed(name, folder, '--jobs=2')
-        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-        assert summary in outcome.stdout and 'Traceback' not in outcome.stderr
+    with all_installed():
+        for name, summary in (('fig6_runtime', '64 of 64 runs to do'), ('fig5_accuracy', '0 of 32 runs to do'),
+                              ('table2_baselines', '0 of 2 runs to do')):
+            outcome = here(name, folder, '--jobs=2')
+            assert outcome.status == 0, outcome.out + outcome.err
+            assert summary in outcome.out
     return folder
 
 
@@ -100,22 +99,67 @@ def test_the_list_of_experiments(smoke, installed):
     assert ['fig5_accuracy', 'smoke', '32', '32', '0'] in [line.split()[:5] for line in other.out.splitlines()]
 
 
-def test_a_killed_experiment_goes_on_and_ends_with_the_same_table(tmp_path):
-    killed, whole = tmp_path / 'killed', tmp_path / 'whole'
-    flags = ('--replicates=3',)
-    output = tmp_path / 'output'
+def test_killed_experiments_go_on_and_end_with_the_same_tables(smoke, tmp_path, monkeypatch):
+    """The whole program is killed in a training, then a process that times; some runs are there already."""
+    shutil.copytree(smoke / 'root', tmp_path / 'root')
+    with make_platform(root=tmp_path / 'root').in_force():
+        scale = scales.get('smoke')
+        vgg, resnet = scale.networks
+        removed = [runs.dense(scale, vgg, 1), runs.at_init(scale, vgg, 'snip', 4, 1), runs.imp(scale, resnet, 1)]
+    for run in removed:
+        shutil.rmtree(run.directory)
+    output, imp = tmp_path / 'output', pathlib.Path(removed[-1].directory)
     with open(output, 'w') as stream, subprocess.Popen(
-            command_line('table2_baselines', killed, *flags), cwd=helpers.REPOSITORY, stdout=stream) as process:
-        wait_for(lambda: '[2/6]' in output.read_text())
+            command_line('fig5_accuracy', tmp_path), cwd=helpers.REPOSITORY, stdout=stream) as process:
+        wait_for(lambda: '[2/3]' in output.read_text() and (imp / 'level_0' / 'main').exists())
         process.send_signal(signal.SIGKILL)
-    assert not (killed / 'results').exists()
-    again, at_once = here('table2_baselines', killed, *flags), here('table2_baselines', whole, *flags)
-    assert (again.status, at_once.status) == (0, 0), again.err + at_once.err
-    assert '6 of 6 runs to do' in at_once.out
-    assert any(f'{num} of 6 runs to do' in again.out for num in (1, 2, 3, 4))
-    shown = table('table2_baselines', killed)
-    assert shown.accuracy_n.tolist() == [3, 3] and (shown.accuracy_std > 0).any()
-    pd.testing.assert_frame_equal(shown, table('table2_baselines', whole), check_exact=True)
+    with open(imp / 'experiment.log', 'a') as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # whoever works on it holds it until its end
+    assert not (tmp_path / 'results').exists()
+    with make_platform(root=tmp_path / 'root').in_force():
+        assert [run.is_done for run in removed] == [True, True, False]  # nobody has gone on with the last one
+
+    with monkeypatch.context() as patch:
+        killed = kill_the_first_timing(patch)
+        outcome = here('fig6_runtime', tmp_path)
+    assert outcome.status == 1 and '4 of 64 runs to do' in outcome.out
+    assert f'{killed[0]}: FAILED (killed by signal 9' in outcome.out and outcome.out.count('FAILED') == 1
+    for name, summary in (('fig6_runtime', '1 of 64'), ('fig5_accuracy', '0 of 32'), ('table2_baselines', '0 of 2')):
+        outcome = here(name, tmp_path)
+        assert outcome.status == 0 and f'{summary} runs to do' in outcome.out, outcome.out + outcome.err
+
+    assert_same_but_for_clocks('table2_baselines', smoke, tmp_path, [], ())
+    assert_same_but_for_clocks('fig5_accuracy', smoke, tmp_path, [('vgg', 'snip', 4)], ('scoring_',))
+    timed_again = [('vgg', 'snip', 4), ('resnet', 'imp', 4), ('resnet', 'imp', 16), ('vgg', 'dense', 1),
+                   ('resnet', 'dense', 1)]  # the dense models took part in all timings
+    assert_same_but_for_clocks('fig6_runtime', smoke, tmp_path, timed_again, ('cpu_', 'cuda_'))
+
+
+def kill_the_first_timing(monkeypatch):
+    """A list that will hold the title of the task whose process is killed while it works."""
+    real, killed = executor._start, []
+
+    def start(processes, task, num_threads):
+        process = real(processes, task, num_threads)
+        if task.alone and not killed:
+            wait_for(pathlib.Path(executor.log_path(task)).exists)
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(task.title)
+        return process
+
+    monkeypatch.setattr(executor, '_start', start)
+    return killed
+
+
+def assert_same_but_for_clocks(name, whole, killed, done_again, measured):
+    """The same table, but for what is measured (columns that begin with these) of the models that were done again."""
+    expected, shown = table(name, whole), table(name, killed)
+    if done_again:
+        again = pd.MultiIndex.from_frame(expected[['network', 'method', 'ratio']]).isin(done_again)
+        assert again.any()
+        pd.testing.assert_frame_equal(shown[~again], expected[~again], check_exact=True)
+    columns = [column for column in expected if not column.startswith(measured)]
+    pd.testing.assert_frame_equal(shown[columns], expected[columns], check_exact=True)
 
 
 def test_a_failed_run_is_reported_and_the_rest_carried_on(tmp_path):
@@ -124,11 +168,12 @@ def test_a_failed_run_is_reported_and_the_rest_carried_on(tmp_path):
         os.makedirs(first.directory)
         checkpoint = pathlib.Path(paths.checkpoint(first.directory))
         checkpoint.write_text('scribble')
-    outcome = here('table2_baselines', tmp_path, '--replicates=2')
+    outcome = here('table2_baselines', tmp_path, '--replicates=2', '--jobs=2')
     assert outcome.status == 1
     [line] = [line for line in outcome.out.splitlines() if 'FAILED' in line]
     assert 'vgg dense, replicate 1' in line and 'exit status 2: error: ' in line and str(checkpoint) in line
-    assert table('table2_baselines', tmp_path).set_index('network').accuracy_n.to_dict() == {'vgg': 1, 'resnet': 2}
+    shown = table('table2_baselines', tmp_path).set_index('network')
+    assert shown.accuracy_n.to_dict() == {'vgg': 1, 'resnet': 2} and shown.accuracy_std['resnet'] > 0
     assert '* vgg dense, replicate 1: exit status 2: error: ' in text('table2_baselines', tmp_path)
     listed = helpers.run_main(entry=lambda: command.main('table2_baselines', command_line(
         'table2_baselines', tmp_path, '--replicates=2', '--dry_run')[3:])).out

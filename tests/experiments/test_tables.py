@@ -17,6 +17,8 @@ def test_a_cell_has_mean_deviation_and_n():
     # Mean 0.3; deviations -0.2, -0.1, 0.3: the squares make 0.14, over n - 1 = 2, whose root is 0.2646.
     assert cells(3)[0] == '0.300 ± 0.265 (3)'
     assert cells(1, factor=100, unit=' %')[0] == '30.0 % ± 26.5 (3)'
+    assert cells(1, factor=100, sign=True)[0] == '+30.0 ± 26.5 (3)'
+    assert cells(1, factor=-100, sign=True)[1] == '-50.0 (1)'
 
 
 def test_one_value_has_no_deviation_and_none_is_missing():
