@@ -176,12 +176,13 @@ def test_every_form_is_measured_beside_its_dense_model(measured):
     tasks, task = measured
     assert task.is_done
     rows = fig6_runtime.read(tasks).set_index(['network', 'method', 'ratio', 'form', 'replicate'])
-    assert len(rows) == 2 * (2 + 2 * 3 + 7 * 2 * 2)
+    assert len(rows) == 2 * (2 + 2 * 4 + 7 * 2 * 3)
     done = rows[rows.num_params.notna()]
     assert sorted((method, ratio, form) for _, method, ratio, form, _ in done.index) == [
-        ('dense', 1, 'fused'), ('dense', 1, 'unfused'), ('imp', 4, 'exact'), ('imp', 4, "paper's rule"),
-        ('imp', 4, 'unconverted')]
-    exact = done.loc['vgg', 'imp', 4, 'exact', 1]
+        ('dense', 1, 'fused'), ('dense', 1, 'unfused'), ('imp', 4, 'exact'), ('imp', 4, 'hybrid'),
+        ('imp', 4, "paper's rule"), ('imp', 4, 'unconverted')]
+    exact, hybrid = (done.loc['vgg', 'imp', 4, form, 1] for form in ('exact', 'hybrid'))
+    assert hybrid.num_params <= exact.num_params and hybrid.cpu_batch_1_over_fused > 0
     assert exact.spatial_compression == done.loc['vgg', 'dense', 1, 'unfused', 1].num_params / exact.num_params
     assert exact.cpu_batch_1_over_unfused_low <= exact.cpu_batch_1_over_unfused <= exact.cpu_batch_1_over_unfused_high
 
@@ -224,7 +225,7 @@ def test_a_collapsed_network_is_marked(scale, measured):
         assert text.count('†') == 3 * 3 * is_marked + 2  # of three forms; and in the remarks on both networks
         speedups = fig6_runtime.figure(scale, table).axes[0]
         hollow = [line for line in speedups.lines if line.get_markerfacecolor() == 'white' and len(line.get_xdata())]
-        assert [list(line.get_xdata()) for line in hollow] == [[4], [4]] * is_marked  # exact, and by the paper's rule
+        assert [list(line.get_xdata()) for line in hollow] == [[4]] * 3 * is_marked  # exact, hybrid, by the paper's rule
 
 
 def log_accuracy(trained, accuracy):
