@@ -16,6 +16,8 @@ def install() -> None:
     DESCRIPTIONS['convert'] = 'Make a smaller, dense model of your own sparse one.'
     registered_runners['export'] = 'dnnshifter_ext.cli.export:ExportRunner'
     DESCRIPTIONS['export'] = 'Write a converted model as ONNX, checked with ONNX Runtime.'
+    registered_runners['portfolio'] = 'dnnshifter_ext.cli.portfolio:PortfolioRunner'
+    DESCRIPTIONS['portfolio'] = 'Pack the variants of a run into one file; list, verify, unpack, export such a file.'
     registered_branches['dnnshifter'] = 'dnnshifter_ext.branch:Branch'
     registered_train_branches['oneshot'] = 'dnnshifter_ext.methods.unstructured.oneshot:Branch'
     registered_train_branches['iterative'] = 'dnnshifter_ext.methods.unstructured.iterative:Branch'
