@@ -71,7 +71,7 @@ MODULE_ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LogSoftmax: ('dim',),
     nn.LayerNorm: ('normalized_shape', 'eps', 'elementwise_affine', 'bias'),
     SparseConv2d: ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups',
-                   'num_nonzero', 'low', 'high'),
+                   'num_nonzero', 'low', 'high', 'pool'),
     SparseLinear: ('in_features', 'out_features', 'num_nonzero', 'low', 'high'),
     nn.MultiheadAttention: ('embed_dim', 'num_heads', 'dropout', 'bias', 'add_bias_kv', 'add_zero_attn', 'kdim', 'vdim',
                             'batch_first'),
@@ -212,24 +212,23 @@ def construct(kind: type[nn.Module], values: dict) -> nn.Module:
 
 def copy_of(part: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
     """A deep copy. Most modules without tensors are made anew, which takes a tenth of the time."""
-    is_plain = type(part) in MODULE_ARGUMENTS and not part.state_dict()
+    is_plain = type(part) in MODULE_ARGUMENTS and not (part._parameters or part._buffers or part._modules)
     return type(part)(**arguments(part)).eval() if is_plain else copy.deepcopy(part)
 
 
 def with_tensors(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
     """A new conv or linear layer like `module` around `weight` (O, I, *kernel), `bias` (O,)."""
-    # By hand, because the constructor would draw weights first, which takes ten times as long as all of this.
-    new = type(module).__new__(type(module))
-    nn.Module.__init__(new)
-    new.training = False
-    vars(new).update({name: value for name, value in vars(module).items() if name not in vars(new)})
-    new.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
-    new.register_parameter('bias', None if bias is None else nn.Parameter(
-        bias, requires_grad=module.weight.requires_grad))
     num_outputs, num_inputs = weight.shape[:2]
     if isinstance(module, nn.Linear):
-        new.in_features, new.out_features = num_inputs, num_outputs
+        sizes = {'in_features': num_inputs, 'out_features': num_outputs}
     else:
-        new.groups = module.groups * num_outputs // module.out_channels if module.groups > 1 else 1
-        new.in_channels, new.out_channels = num_inputs * new.groups, num_outputs
+        groups = module.groups * num_outputs // module.out_channels if module.groups > 1 else 1
+        sizes = {'groups': groups, 'in_channels': num_inputs * groups, 'out_channels': num_outputs}
+    parameters = {name: None if tensor is None else nn.Parameter(tensor, requires_grad=module.weight.requires_grad)
+                  for name, tensor in (('weight', weight), ('bias', bias))}
+    # By hand, because the constructor would draw weights first, which takes ten times as long as all of this.
+    new = type(module).__new__(type(module))
+    # Hooks and the like stay behind.
+    vars(new).update({name: type(value)() if isinstance(value, (dict, set)) else value
+                      for name, value in vars(module).items()} | sizes | {'_parameters': parameters, 'training': False})
     return new

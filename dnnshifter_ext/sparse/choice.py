@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import copy
 from dataclasses import asdict, dataclass
 import statistics
 import time
@@ -19,6 +20,7 @@ from dnnshifter_ext.sparse.layers import from_dense
 
 EXECUTIONS = ('dense', 'sparse', 'auto')
 NUM_ROUNDS = 7
+EXACT_TOLERANCE = 1e-9  # of the largest output, in float64
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,21 @@ def _why_dense(model: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> str:
         return 'no layer has a sparse form'
     if library.load() is None:
         return 'there is no C compiler for the sparse kernels'
+    if not _treats_each_alone(model, inputs[0][:1]):
+        return 'what the model computes for an image depends on the others of its batch'
     return ''
+
+
+def _treats_each_alone(model: fx.GraphModule, image: torch.Tensor) -> bool:
+    """Whether two images together give what they give one by one: found by trying, free of rounding."""
+    model = copy.deepcopy(model).double()
+    pair = torch.cat([image, torch.rand(image.shape, generator=torch.Generator().manual_seed(0))]).double()
+    with torch.inference_mode():
+        try:
+            together, alone = model(pair.clone()), torch.cat([model(one.clone()) for one in pair.split(1)])
+        except (RuntimeError, TypeError):  # it takes one image alone, or returns more than a tensor
+            return False
+    return together.shape == alone.shape and bool((together - alone).abs().max() <= EXACT_TOLERANCE * alone.abs().max())
 
 
 def _time_layer(dense: nn.Module, sparse: nn.Module, shape: torch.Size, num_images: int) -> tuple[float, float]:

@@ -38,9 +38,7 @@ class SparseFilters:
     @classmethod
     def from_flat(cls, shape: tuple[int, ...], flat: np.ndarray, values: np.ndarray) -> SparseFilters:
         """From positions in the whole dense weight, in rising order. Raises ValueError as `from_dense` does."""
-        per_filter = math.prod(shape[1:])
-        if per_filter > MAX_POSITIONS:
-            raise ValueError(f'a filter of {per_filter} weights is too large to be sparse: at most {MAX_POSITIONS}')
+        per_filter = _weights_per_filter(shape)
         pointers = np.searchsorted(flat, np.arange(shape[0] + 1) * per_filter).astype(np.int32)
         return cls(tuple(shape), pointers, (flat % max(per_filter, 1)).astype(np.uint16),
                    np.ascontiguousarray(values, np.float32))
@@ -54,7 +52,7 @@ class SparseFilters:
 
     def check(self) -> None:
         """Raises ValueError unless the arrays fit together, so that no kernel reads past their ends."""
-        per_filter = math.prod(self.shape[1:])
+        per_filter = _weights_per_filter(self.shape)
         wanted = {'pointers': (np.int32, self.shape[0] + 1), 'positions': (np.uint16, self.num_nonzero),
                   'values': (np.float32, self.num_nonzero)}
         for name, (dtype, size) in wanted.items():
@@ -62,7 +60,8 @@ class SparseFilters:
             if array.dtype != dtype or array.shape != (size,) or not array.flags.c_contiguous:
                 raise ValueError(
                     f'sparse weights: {name} are {array.dtype} {array.shape}, not {np.dtype(dtype)} ({size},)')
-        if (self.pointers[0] != 0 or self.pointers[-1] != self.num_nonzero or (np.diff(self.pointers) < 0).any()
+        falls = (self.pointers[1:] < self.pointers[:-1]).any()  # a difference could overflow
+        if (self.pointers[0] != 0 or self.pointers[-1] != self.num_nonzero or falls
                 or (self.num_nonzero and self.positions.max() >= per_filter)):
             raise ValueError('sparse weights: pointers or positions lead outside')
 
@@ -78,3 +77,10 @@ class SparseFilters:
     @property
     def nbytes(self) -> int:
         return self.pointers.nbytes + self.positions.nbytes + self.values.nbytes
+
+
+def _weights_per_filter(shape: tuple[int, ...]) -> int:
+    per_filter = math.prod(shape[1:])
+    if per_filter > MAX_POSITIONS:
+        raise ValueError(f'a filter of {per_filter} weights is too large to be sparse: at most {MAX_POSITIONS}')
+    return per_filter

@@ -1,4 +1,4 @@
-/* Direct convolution with sparse weights: float32, any stride, padding, dilation and groups, bias, and a clamp.
+/* Direct convolution with sparse weights: float32, any stride, padding, dilation and groups; bias, clamp and max pool.
  *
  * The idea is that of Park et al., "Faster CNNs with Direct Sparse Convolutions and Guided Pruning", ICLR 2017: each
  * weight that is left adds itself times a shifted piece of the input to a piece of the output, which stays in registers.
@@ -36,6 +36,7 @@ typedef struct {
     int64_t out_channels, out_height, out_width;
     int64_t groups, kernel_height, kernel_width, stride_height, stride_width, pad_top, pad_left;
     int64_t dilation_height, dilation_width;
+    int64_t pool;                                            /* 1, or 2: each 2x2 outputs become their maximum */
     int64_t across_images;                                   /* which layout */
     const int32_t *pointers;                                 /* [out-channel] its first weight, and the end */
     const uint16_t *positions;                               /* (channel of the group, kernel row, kernel column), flat */
@@ -207,55 +208,72 @@ static const kernel *find_kernel(int64_t rows, int64_t vectors) {
 
 /* ---- one task ---------------------------------------------------------------------------------------------------- */
 
-/* The sums of some rows and columns of a tile, or of a piece of a band that begins at `flat`. */
-static void store(const convolution *c, const origin *at, int64_t channel, int64_t flat, int64_t vectors, float *sums,
-                  float *output) {
-    for (int64_t i = 0; i < vectors * LANES; i++) {          /* NaN stays NaN */
-        float y = sums[i] < c->low ? c->low : sums[i];
-        sums[i] = y > c->high ? c->high : y;
+static inline float larger(float a, float b) { return a > b ? a : b; }
+
+static inline float clamp(const convolution *c, float y) {          /* NaN stays NaN */
+    y = y < c->low ? c->low : y;
+    return y > c->high ? c->high : y;
+}
+
+/* One pixel of some images; the compiler sees how many when they fill a vector. */
+static inline void store_images(const convolution *c, const float *restrict from, int64_t right, int64_t below,
+                                int64_t images, float *restrict to) {
+    for (int64_t i = 0; i < images; i++) {
+        float y = from[i];
+        if (right) y = larger(larger(y, from[i + right]), larger(from[i + below], from[i + below + right]));
+        to[i] = clamp(c, y);
     }
-    int64_t rows = min(c->tile_rows, c->out_height - at->row), columns = min(c->tile_columns, c->out_width - at->column);
-    int64_t pixels = c->out_height * c->out_width, pixel = at->row * c->out_width + at->column;
+}
+
+/* One channel of a tile: `sums` of its rows, columns and images, clamped and pooled, into the output. */
+static void store(const convolution *c, const origin *at, int64_t channel, const float *restrict sums, float *output) {
+    int64_t pool = c->pool, height = c->out_height / pool, width = c->out_width / pool;
+    int64_t rows = min(c->tile_rows / pool, height - at->row / pool);
+    int64_t columns = min(c->tile_columns / pool, width - at->column / pool);
+    int64_t pixel = at->row / pool * width + at->column / pool;
     if (c->across_images) {
-        int64_t images = min(LANES, c->batch - at->image);
-        float *out = output + (channel * pixels + pixel) * c->batch + at->image;
+        int64_t images = min(LANES, c->batch - at->image), row_floats = c->tile_columns * LANES;
+        float *out = output + (channel * height * width + pixel) * c->batch + at->image;
         for (int64_t row = 0; row < rows; row++)
             for (int64_t column = 0; column < columns; column++) {
-                float *to = out + (row * c->out_width + column) * c->batch;
-                const float *from = sums + (row * c->tile_columns + column) * LANES;
-                if (images == LANES)
-                    *(unaligned *)to = *(const unaligned *)from;
+                const float *from = sums + row * pool * row_floats + column * pool * LANES;
+                float *to = out + (row * width + column) * c->batch;
+                if (images < LANES)
+                    store_images(c, from, pool == 2 ? LANES : 0, row_floats, images, to);
+                else if (pool == 2)
+                    store_images(c, from, LANES, row_floats, LANES, to);
                 else
-                    memcpy(to, from, (size_t)images * sizeof(float));
+                    store_images(c, from, 0, 0, LANES, to);
             }
         return;
     }
-    float *out = output + (at->image * c->out_channels + channel) * pixels + pixel;
-    int64_t end = flat + vectors * LANES;
-    for (int64_t row = flat / c->row; row < rows && row * c->row < end; row++) {
-        int64_t first = max(flat, row * c->row), last = min(end, row * c->row + columns);
-        if (last > first)
-            memcpy(out + row * c->out_width + first - row * c->row, sums + first - flat,
-                   (size_t)(last - first) * sizeof(float));
+    float *out = output + (at->image * c->out_channels + channel) * height * width + pixel;
+    for (int64_t row = 0; row < rows; row++, out += width) {
+        const float *from = sums + row * pool * c->row, *below = from + c->row;
+        if (pool == 2)
+            for (int64_t x = 0; x < columns; x++)
+                out[x] = clamp(c, larger(larger(from[2 * x], from[2 * x + 1]), larger(below[2 * x], below[2 * x + 1])));
+        else
+            for (int64_t x = 0; x < columns; x++) out[x] = clamp(c, from[x]);
     }
 }
 
 static void convolve_tile(const convolution *c, const origin *at, int64_t first, int64_t last, const float *tile,
-                          const int32_t *offsets, float *output) {
+                          const int32_t *offsets, float *sums, float *output) {
     int64_t rows = c->across_images ? c->tile_rows : 1;
     int64_t vectors = c->across_images ? c->tile_columns
         : ceil_div((min(c->tile_rows, c->out_height - at->row) - 1) * c->row + c->out_width, LANES);
-    float sums[MAX_VECTORS * LANES];
-    for (int64_t done = 0; done < vectors;) {                /* once for a tile, several times for a band */
-        const kernel *k = find_kernel(rows, vectors - done);
-        for (int64_t o = first; o < last; o++) {
-            int64_t group = o / (c->out_channels / c->groups), begin = c->pointers[o];
-            filter f = {tile + group * (c->in_channels / c->groups) * c->channel + done * LANES, c->row, offsets,
-                        c->positions + begin, c->values + begin, c->pointers[o + 1] - begin};
-            k->run(f, c->bias[o], sums);
-            store(c, at, o, done * LANES, rows * k->vectors, sums, output);
+    for (int64_t o = first; o < last; o++) {
+        int64_t group = o / (c->out_channels / c->groups), begin = c->pointers[o];
+        filter f = {tile + group * (c->in_channels / c->groups) * c->channel, c->row, offsets, c->positions + begin,
+                    c->values + begin, c->pointers[o + 1] - begin};
+        for (int64_t done = 0; done < vectors;) {            /* once for a tile, several times for a band */
+            const kernel *k = find_kernel(rows, vectors - done);
+            k->run(f, c->bias[o], sums + done * LANES);
+            f.input += k->vectors * LANES;
+            done += k->vectors;
         }
-        done += k->vectors;
+        store(c, at, o, sums, output);
     }
 }
 
@@ -271,12 +289,16 @@ static void fill_offsets(const convolution *c, int32_t *offsets) {
 
 static int64_t aligned(int64_t floats) { return ceil_div(floats, LANES) * LANES; }
 
+static int64_t num_sums(const convolution *c) {              /* one channel of a tile */
+    return c->across_images ? MAX_VECTORS * LANES : aligned(c->tile_rows * c->row) + MAX_VECTORS * LANES;
+}
+
 /* One worker: takes tasks until there are none. */
 static void work(void *argument) {
     job *j = argument;
     const convolution *c = j->c;
     int32_t *offsets = (int32_t *)(j->scratch + atomic_fetch_add(&j->next_worker, 1) * c->floats_per_worker);
-    float *tile = (float *)offsets + aligned(num_weights_of_filter(c));
+    float *sums = (float *)offsets + aligned(num_weights_of_filter(c)), *tile = sums + num_sums(c);
     fill_offsets(c, offsets);
     int64_t across = ceil_div(c->out_width, c->tile_columns), down = ceil_div(c->out_height, c->tile_rows);
     int64_t parts = ceil_div(c->out_channels, c->out_channels_per_task), num_tasks = num_tiles(c) * parts, packed = -1;
@@ -286,7 +308,8 @@ static void work(void *argument) {
                      number % across * c->tile_columns};
         if (packed != number && pack(c, j->input, &at, tile)) j->found_nan = 1;
         packed = number;
-        convolve_tile(c, &at, first, min(first + c->out_channels_per_task, c->out_channels), tile, offsets, j->output);
+        convolve_tile(c, &at, first, min(first + c->out_channels_per_task, c->out_channels), tile, offsets, sums,
+                      j->output);
     }
 }
 
@@ -296,8 +319,9 @@ int64_t lanes(void) { return LANES; }
 
 int64_t size_of_convolution(void) { return sizeof(convolution); }
 
-static int64_t side(int64_t outputs) {
-    return outputs >= TILE_SIDE || (TILE_SIDE == 4 && outputs == 3) ? TILE_SIDE : outputs;
+static int64_t side(const convolution *c, int64_t outputs) {
+    int64_t most = TILE_SIDE / c->pool * c->pool;            /* no pool reaches across tiles */
+    return outputs >= most || (most == 4 && outputs == 3) ? most : outputs;
 }
 
 /* Chooses the tiles, for so many threads. Returns the bytes of scratch memory, aligned to 64, that `convolve` needs. */
@@ -306,17 +330,19 @@ int64_t plan(convolution *c, int64_t threads) {
     c->phase_rows = min(c->stride_height, reach_down + 1);
     c->phase_columns = min(c->stride_width, reach_right + 1);
     c->element = c->across_images ? LANES : 1;
-    c->tile_columns = c->across_images ? side(c->out_width) : c->out_width;
+    c->tile_columns = c->across_images ? side(c, c->out_width) : c->out_width;
     c->packed_columns = c->tile_columns + reach_right / c->stride_width;
     c->row = c->packed_columns * c->element;
     int64_t floats_per_row = c->in_channels * c->phase_rows * c->phase_columns * c->row;
-    c->tile_rows = c->across_images ? side(c->out_height) : max(1, min(c->out_height, BAND_FLOATS / floats_per_row));
+    c->tile_rows = c->across_images ? side(c, c->out_height)
+        : max(c->pool, min(c->out_height, BAND_FLOATS / floats_per_row) / c->pool * c->pool);
     c->packed_rows = c->tile_rows + reach_down / c->stride_height;
     c->plane = c->packed_rows * c->row;
     c->channel = c->phase_rows * c->phase_columns * c->plane;
     int64_t parts = threads == 1 ? 1 : max(1, TASKS_PER_THREAD * threads / num_tiles(c));
     c->out_channels_per_task = max(1, ceil_div(c->out_channels, parts));
-    c->floats_per_worker = aligned(num_weights_of_filter(c)) + aligned(c->channel * c->in_channels + MAX_VECTORS * LANES);
+    c->floats_per_worker = aligned(num_weights_of_filter(c)) + num_sums(c) +
+        aligned(c->channel * c->in_channels + MAX_VECTORS * LANES);
     return threads * c->floats_per_worker * (int64_t)sizeof(float);
 }
 

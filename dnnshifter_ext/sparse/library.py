@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 
 SOURCE = Path(__file__).with_name('kernels.c')
 COMPILERS = ('cc', 'gcc', 'clang')
@@ -20,6 +21,7 @@ FLAGS = ('-O3', '-std=gnu11', '-shared', '-fPIC')
 NATIVE = '-march=native'
 # OpenMP runtimes, by what their file names contain. All have the entry point of GNU's.
 _OPENMP = ('libgomp', 'libiomp', 'libomp')
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,14 @@ class Library:
     parallel: int | None
 
 
-@functools.cache
 def load() -> Library | None:
     """The kernels, compiled now if they never were on this machine (a second); None without a C compiler."""
+    with _lock:  # the first callers may be several
+        return _load()
+
+
+@functools.cache
+def _load() -> Library | None:
     path = _compiled()
     if path is None:
         return None
