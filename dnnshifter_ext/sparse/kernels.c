@@ -1,7 +1,7 @@
 /* Direct convolution with sparse weights: float32, any stride, padding, dilation and groups; bias, clamp and max pool.
  *
  * The idea is that of Park et al., "Faster CNNs with Direct Sparse Convolutions and Guided Pruning", ICLR 2017: each
- * weight that is left adds itself times a shifted piece of the input to a piece of the output, which stays in registers.
+ * weight that is left adds itself times a shifted piece of the input to a piece of the output that stays in registers.
  *
  * One task computes one tile of the output, for some of its channels. First it packs what the tile reads into a buffer
  * that fits the second-level cache, with zeros around the borders, and with the rows and columns that a strided
@@ -61,7 +61,9 @@ typedef struct { int64_t image, row, column; } origin;       /* the first output
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t num_weights_of_filter(const convolution *c) { return c->in_channels / c->groups * c->kernel_height * c->kernel_width; }
+static int64_t num_positions(const convolution *c) {
+    return c->in_channels / c->groups * c->kernel_height * c->kernel_width;
+}
 static int64_t num_tiles(const convolution *c) {
     return ceil_div(c->batch, c->across_images ? LANES : 1) * ceil_div(c->out_height, c->tile_rows) *
         ceil_div(c->out_width, c->tile_columns);
@@ -189,11 +191,13 @@ typedef struct {
 
 static const kernel KERNELS[] = {                            /* for each number of rows the widest first */
 #if defined(__AVX512F__)
-    {1, 16, kernel_1x16}, {1, 12, kernel_1x12}, {2, 4, kernel_2x4}, {4, 4, kernel_4x4}, {4, 2, kernel_4x2}, {4, 1, kernel_4x1},
+    {1, 16, kernel_1x16}, {1, 12, kernel_1x12}, {2, 4, kernel_2x4},
+    {4, 4, kernel_4x4}, {4, 2, kernel_4x2}, {4, 1, kernel_4x1},
 #else
     {2, 3, kernel_2x3}, {3, 2, kernel_3x2},
 #endif
-    {1, 8, kernel_1x8}, {1, 6, kernel_1x6}, {1, 4, kernel_1x4}, {1, 3, kernel_1x3}, {1, 2, kernel_1x2}, {1, 1, kernel_1x1},
+    {1, 8, kernel_1x8}, {1, 6, kernel_1x6}, {1, 4, kernel_1x4},
+    {1, 3, kernel_1x3}, {1, 2, kernel_1x2}, {1, 1, kernel_1x1},
     {2, 2, kernel_2x2}, {2, 1, kernel_2x1}, {3, 3, kernel_3x3}, {3, 1, kernel_3x1},
 };
 
@@ -298,7 +302,7 @@ static void work(void *argument) {
     job *j = argument;
     const convolution *c = j->c;
     int32_t *offsets = (int32_t *)(j->scratch + atomic_fetch_add(&j->next_worker, 1) * c->floats_per_worker);
-    float *sums = (float *)offsets + aligned(num_weights_of_filter(c)), *tile = sums + num_sums(c);
+    float *sums = (float *)offsets + aligned(num_positions(c)), *tile = sums + num_sums(c);
     fill_offsets(c, offsets);
     int64_t across = ceil_div(c->out_width, c->tile_columns), down = ceil_div(c->out_height, c->tile_rows);
     int64_t parts = ceil_div(c->out_channels, c->out_channels_per_task), num_tasks = num_tiles(c) * parts, packed = -1;
@@ -326,7 +330,8 @@ static int64_t side(const convolution *c, int64_t outputs) {
 
 /* Chooses the tiles, for so many threads. Returns the bytes of scratch memory, aligned to 64, that `convolve` needs. */
 int64_t plan(convolution *c, int64_t threads) {
-    int64_t reach_down = (c->kernel_height - 1) * c->dilation_height, reach_right = (c->kernel_width - 1) * c->dilation_width;
+    int64_t reach_down = (c->kernel_height - 1) * c->dilation_height;
+    int64_t reach_right = (c->kernel_width - 1) * c->dilation_width;
     c->phase_rows = min(c->stride_height, reach_down + 1);
     c->phase_columns = min(c->stride_width, reach_right + 1);
     c->element = c->across_images ? LANES : 1;
@@ -341,7 +346,7 @@ int64_t plan(convolution *c, int64_t threads) {
     c->channel = c->phase_rows * c->phase_columns * c->plane;
     int64_t parts = threads == 1 ? 1 : max(1, TASKS_PER_THREAD * threads / num_tiles(c));
     c->out_channels_per_task = max(1, ceil_div(c->out_channels, parts));
-    c->floats_per_worker = aligned(num_weights_of_filter(c)) + num_sums(c) +
+    c->floats_per_worker = aligned(num_positions(c)) + num_sums(c) +
         aligned(c->channel * c->in_channels + MAX_VECTORS * LANES);
     return threads * c->floats_per_worker * (int64_t)sizeof(float);
 }
