@@ -25,11 +25,13 @@ import json
 import os
 from pathlib import Path
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -200,7 +202,9 @@ def _whole_kernels(layer: nn.Conv2d, kept_OI: torch.Tensor) -> SparseConv2d:
 
 
 def _compressed_rows(layer: nn.Conv2d, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    rows = layer.weight.detach().flatten(1).to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it is in beta
+        rows = layer.weight.detach().flatten(1).to_sparse_csr()
 
     def run() -> torch.Tensor:
         columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
@@ -226,7 +230,8 @@ def machine_gflops() -> dict[str, float]:
 def report(result: Result) -> str:
     dense = result.weights_bytes[CONTIGUOUS]
     lines = [f'{result.checkpoint}: {result.ratio:.1f}x compressed; hybrid: {result.difference:.1e} of the output '
-             f'range off, {result.changed_predictions} changed predictions on {result.num_images:,} {result.images}', '',
+             f'range off, {result.changed_predictions} changed predictions on {result.num_images:,} {result.images}',
+             '',
              '| form | weights (MB) | smaller by | ' + ' | '.join(
                  f'batch {t.batch_size}: ms | speed-up' for t in result.timings) + ' |',
              '|---|' + '---:|' * (2 + 2 * len(result.timings))]
@@ -287,21 +292,27 @@ def figure(results: Sequence[Result]) -> object:
     return canvas
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--checkpoints', help='a folder of .npz; without it: random sparse networks')
-    parser.add_argument('--only', help='names, with commas')
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser('python -m benchmarks.sparse_execution', description=__doc__.splitlines()[0])
+    parser.add_argument('--checkpoints', help='folder of NAME.npz, as for benchmarks.convert (without it: random '
+                        'sparse networks, made here)')
+    parser.add_argument('--only', help='names of checkpoints, with commas between')
     parser.add_argument('--seconds', type=float, default=20, help='of measuring per network and batch size')
     parser.add_argument('--batch_sizes', default='1,128')
-    parser.add_argument('--layers', action='store_true')
-    parser.add_argument('--output', type=Path)
-    parser.add_argument('--figure', type=Path)
-    args = parser.parse_args()
+    parser.add_argument('--layers', action='store_true', help='each convolution by itself, too')
+    parser.add_argument('--output', help='a JSON file of everything that was measured')
+    parser.add_argument('--figure', help='a PNG: size and speed-up against the compression ratio')
+    args = parser.parse_args(argv)
     try:
+        if not re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', args.batch_sizes):
+            raise UserError(f"--batch_sizes is written like 1,128, not '{args.batch_sizes}'")
+        for path in filter(None, (args.output, args.figure)):
+            if not Path(path).absolute().parent.is_dir():
+                raise UserError(f'there is no folder {Path(path).parent}')
         found = choose(args.checkpoints, args.only)
-        batch_sizes = tuple(int(size) for size in args.batch_sizes.split(','))
-    except (UserError, ValueError) as error:
+    except UserError as error:
         sys.exit(f'error: {error}')
+    batch_sizes = tuple(map(int, args.batch_sizes.split(',')))
     print(f'{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, '
           f'torch {torch.__version__}')
     peaks = machine_gflops()
