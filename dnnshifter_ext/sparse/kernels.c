@@ -71,60 +71,67 @@ static int64_t num_tiles(const convolution *c) {
 
 /* ---- packing ----------------------------------------------------------------------------------------------------- */
 
-/* One row of the input from column `first` on, each `step`-th; zeros where there is none. Returns whether one is NaN or
- * infinite. */
-static int pack_row(const convolution *c, const float *in, int64_t images, int64_t first, float *restrict to) {
-    int64_t step = c->stride_width, n = c->packed_columns, lanes = c->element;
+/* Elements [begin, end) of a packed row come from the input's columns `first`, `first` + stride, ...; zeros elsewhere. */
+typedef struct { int64_t first, begin, end; } span;
+
+static span columns_of(const convolution *c, int64_t first) {
+    int64_t step = c->stride_width, n = c->packed_columns;
     int64_t begin = first >= 0 ? 0 : min(n, ceil_div(-first, step));
-    int64_t end = first >= c->width ? begin : max(begin, min(n, ceil_div(c->width - first, step)));
-    vector sum = {0};                                        /* of 0 * x, which is NaN if and only if x is not finite */
-    for (int64_t i = 0; i < begin * lanes; i++) to[i] = 0;
-    for (int64_t i = end * lanes; i < n * lanes; i++) to[i] = 0;
+    return (span){first, begin, first >= c->width ? begin : max(begin, min(n, ceil_div(c->width - first, step)))};
+}
+
+/* `check` becomes NaN if anything read is NaN or infinite: it gathers 0 * x. */
+static inline void pack_row(const convolution *c, span s, const float *in, int64_t images, float *restrict to,
+                            vector *check) {
+    int64_t step = c->stride_width, lanes = c->element, x = s.begin;
+    for (int64_t i = 0; i < s.begin * lanes; i++) to[i] = 0;
+    for (int64_t i = s.end * lanes; i < c->row; i++) to[i] = 0;
     if (c->across_images) {
-        for (int64_t x = begin; x < end; x++) {
-            const float *from = in + (first + x * step) * c->batch;
+        in += s.first * c->batch;
+        for (; x < s.end; x++) {
+            const float *from = in + x * step * c->batch;
             float *own = to + x * LANES;
             if (images == LANES)
                 *(unaligned *)own = *(const unaligned *)from;
             else
                 for (int64_t i = 0; i < LANES; i++) own[i] = i < images ? from[i] : 0;
-            sum += *(unaligned *)own * 0;
+            *check += *(unaligned *)own * 0;
         }
-    } else {
-        int64_t x = begin;
-        for (; step == 1 && x + LANES <= end; x += LANES) {
-            vector piece = *(const unaligned *)(in + first + x);
-            *(unaligned *)(to + x) = piece;
-            sum += piece * 0;
-        }
-        for (; x < end; x++) {
-            to[x] = in[first + x * step];
-            sum[0] += to[x] * 0;
-        }
+        return;
     }
-    int nan = 0;
-    for (int i = 0; i < LANES; i++) nan |= sum[i] != sum[i];
-    return nan;
+    in += s.first;
+    for (; step == 1 && x + LANES <= s.end; x += LANES) {
+        vector piece = *(const unaligned *)(in + x);
+        *(unaligned *)(to + x) = piece;
+        *check += piece * 0;
+    }
+    for (; x < s.end; x++) {
+        to[x] = in[x * step];
+        (*check)[0] += to[x] * 0;
+    }
 }
 
+/* What a tile reads. Returns whether any of it is NaN or infinite. */
 static int pack(const convolution *c, const float *input, const origin *at, float *to) {
     int64_t images = c->across_images ? min(LANES, c->batch - at->image) : 1;
     int64_t lanes = c->across_images ? c->batch : 1, plane = c->height * c->width * lanes;
     const float *image = input + (c->across_images ? at->image : at->image * c->in_channels * plane);
-    int nan = 0;
+    vector check = {0};
     for (int64_t channel = 0; channel < c->in_channels; channel++, image += plane)
-        for (int64_t phase = 0; phase < c->phase_rows * c->phase_columns; phase++) {
-            int64_t first = at->column * c->stride_width + phase % c->phase_columns - c->pad_left;
-            for (int64_t row = 0; row < c->packed_rows; row++, to += c->row) {
-                int64_t y = (at->row + row) * c->stride_height + phase / c->phase_columns - c->pad_top;
-                if (y < 0 || y >= c->height)
-                    memset(to, 0, (size_t)c->row * sizeof(float));
-                else
-                    nan |= pack_row(c, image + y * c->width * lanes, images, first, to);
+        for (int64_t down = 0; down < c->phase_rows; down++)
+            for (int64_t right = 0; right < c->phase_columns; right++) {
+                span s = columns_of(c, at->column * c->stride_width + right - c->pad_left);
+                int64_t y = at->row * c->stride_height + down - c->pad_top;
+                for (int64_t row = 0; row < c->packed_rows; row++, y += c->stride_height, to += c->row)
+                    if (y < 0 || y >= c->height)
+                        memset(to, 0, (size_t)c->row * sizeof(float));
+                    else
+                        pack_row(c, s, image + y * c->width * lanes, images, to, &check);
             }
-        }
     memset(to, 0, MAX_VECTORS * LANES * sizeof(float));      /* a band's last vectors read on */
-    return nan;
+    int found = 0;
+    for (int i = 0; i < LANES; i++) found |= check[i] != check[i];
+    return found;
 }
 
 /* ---- the inner loop ---------------------------------------------------------------------------------------------- */
