@@ -20,6 +20,7 @@ from dnnshifter_ext.sparse.layers import from_dense
 
 EXECUTIONS = ('dense', 'sparse', 'auto')
 NUM_ROUNDS = 7
+LATENCY_TOLERANCE = 1.05
 EXACT_TOLERANCE = 1e-9  # of the largest output, in float64
 
 
@@ -71,7 +72,8 @@ def with_execution(
     """`model`, or a hybrid that computes the same, and which of its layers are sparse.
 
     execution: 'sparse' makes every layer sparse that can be; 'auto' measures with `inputs` and takes the fastest of all
-    dense, all sparse, and sparse where the layer alone is faster so: never one that was slower than dense.
+    dense, all sparse, and sparse where the layer alone is faster so; of those nearly as fast, and no slower than
+    dense, the smallest.
     """
     reason = _why_dense(model, inputs)
     if reason:
@@ -92,7 +94,8 @@ def with_execution(
             'execution': 'sparse' if sparse_ms < dense_ms else 'dense', 'dense_ms': dense_ms, 'sparse_ms': sparse_ms})
     models = _models(model, [path for path, layer in layers.items() if layer.execution == 'sparse'], list(forms))
     times_ms = dict(zip(models, median_ms([lambda run=run: run(batch) for run in models.values()]), strict=True))
-    chosen = min(times_ms, key=times_ms.get)
+    limit_ms = min(LATENCY_TOLERANCE * min(times_ms.values()), times_ms['dense'])
+    chosen = min((name for name in models if times_ms[name] <= limit_ms), key=lambda name: size_bytes(models[name]))
     if chosen != 'mixed':
         layers = {path: LayerExecution(**asdict(layer) | {'execution': chosen}) for path, layer in layers.items()}
     gain_ms = sum(layer.dense_ms - layer.sparse_ms for layer in layers.values() if layer.execution == 'sparse')

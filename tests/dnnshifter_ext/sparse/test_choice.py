@@ -62,7 +62,7 @@ def test_a_mixture_is_taken_where_it_is_fastest(timed, model):
 
 
 @pytest.mark.parametrize('whole_ms, taken', [
-    ((10.0, 9.0, 12.0), 'sparse'), ((10.0, 12.0, 11.0), 'dense'), ((10.0, 10.0, 10.0), 'dense'),
+    ((10.0, 9.0, 12.0), 'sparse'), ((10.0, 12.0, 11.0), 'dense'), ((10.0, 10.0, 10.0), 'sparse'),
     ((10.0, 9.99, 9.99), 'sparse')])
 def test_what_layers_promise_is_not_believed(timed, model, whole_ms, taken):
     timed((3.0, 1.0), (1.0, 2.0), whole_ms)
@@ -71,6 +71,14 @@ def test_what_layers_promise_is_not_believed(timed, model, whole_ms, taken):
     assert execution.measured_ms == min(whole_ms) <= execution.dense_ms == 10
     assert (found is model) == (taken == 'dense')
     assert sparse_layers(found) == (['conv1', 'conv2'] if taken == 'sparse' else [])
+
+
+def test_of_those_nearly_as_fast_the_smallest_is_taken_if_it_is_not_slower_than_dense(timed, model):
+    for whole_ms, taken in (((10.0, 8.0, 7.7), 'sparse'), ((10.0, 8.0, 7.5), 'mixed'), ((10.0, 10.1, 9.9), 'mixed')):
+        timed((3.0, 1.0), (1.0, 2.0), whole_ms)
+        _, execution = with_execution(model, (X,), 'auto')
+        assert chosen(execution) == (['sparse'] * 2 if taken == 'sparse' else ['sparse', 'dense'])
+        assert execution.measured_ms == whole_ms[1 if taken == 'sparse' else 2]
 
 
 @pytest.mark.parametrize('layers_ms', [[(1.0, 2.0), (1.0, 1.0)], [(2.0, 1.0), (3.0, 1.0)]])
