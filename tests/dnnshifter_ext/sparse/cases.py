@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 import torch
 from torch import nn
+from torch.nn import functional
 
 TOLERANCE = 1e-5  # of the range of the outputs
 BATCHES = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33)
@@ -35,7 +36,10 @@ def quickly(num_examples: int) -> settings:
 
 @dataclass(frozen=True)
 class Case:
-    """A convolution and its input. density: share of the weights that stay; empty: of the filters that have none."""
+    """A convolution and its input. density: share of the weights that stay; empty: of the filters that have none.
+
+    pool: 2 for a max pool of 2x2 at the end, where that leaves anything.
+    """
 
     inputs_per_group: int = 1
     outputs_per_group: int = 1
@@ -48,6 +52,7 @@ class Case:
     density: float = 1.0
     empty: float = 0.0
     clamp: tuple[float | None, float | None] = (None, None)
+    pool: int = 1
     image: tuple[int, int] = (8, 8)
     batch: int = 1
     layout: str = 'contiguous'
@@ -95,7 +100,7 @@ def cases(draw) -> Case:
         stride=(1, 1) if padding == 'same' else draw(st.tuples(*[one((1, 2, 1, 3, 4))] * 2)),
         padding=padding, dilation=dilation, bias=draw(st.booleans()),
         density=draw(one((0.3, 0.1, 1.0, 0.02, 0.0, 0.7))), empty=draw(one((0.0, 0.0, 0.5, 0.9))),
-        clamp=draw(one(CLAMPS)),
+        clamp=draw(one(CLAMPS)), pool=draw(one((1, 2))),
         image=tuple(draw(st.integers(max(size + 1 - more, 1), max(size + 1 - more, 1) + 25))
                     for size, more in zip(reach, added)),
         batch=draw(one(BATCHES)), layout=draw(one(tuple(LAYOUTS))), num_threads=draw(one((1, 1, 2, 3))),
@@ -106,9 +111,16 @@ def clamped(y: torch.Tensor, clamp: tuple[float | None, float | None]) -> torch.
     return y if clamp == (None, None) else y.clamp(*clamp)
 
 
-def expected_of(layer: nn.Module, x: torch.Tensor, clamp: tuple[float | None, float | None]) -> torch.Tensor:
+def expected_of(
+    layer: nn.Module, x: torch.Tensor, clamp: tuple[float | None, float | None], pool: int = 1,
+) -> torch.Tensor:
     """What torch makes of it, in float64; `layer` is in float64 from now on."""
-    return clamped(layer.double()(x.double().contiguous()), clamp)
+    y = clamped(layer.double()(x.double().contiguous()), clamp)
+    return y if pool == 1 else functional.max_pool2d(y, pool)
+
+
+def is_too_small_for_its_pool(case: Case) -> bool:
+    return case.pool > min(case.layer()(case.images()[:1]).shape[2:])
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from dnnshifter_ext.sparse import convolution
 from dnnshifter_ext.sparse.convolution import Geometry, SparseConvolution
 from dnnshifter_ext.sparse.filters import SparseFilters
 from dnnshifter_ext.sparse.layers import from_dense
-from tests.dnnshifter_ext.sparse.cases import Case, assert_close, cases, expected_of, quickly
+from tests.dnnshifter_ext.sparse.cases import Case, assert_close, cases, expected_of, is_too_small_for_its_pool, quickly
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -22,14 +22,18 @@ def sparse_of(case):
     return SparseConvolution(
         SparseFilters.from_dense(layer.weight.numpy()),
         np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.numpy(),
-        from_dense(layer).geometry(), -math.inf if low is None else low, math.inf if high is None else high)
+        from_dense(layer, pool=case.pool).geometry(), -math.inf if low is None else low, math.inf if high is None else high)
 
 
 def assert_right(case):
     x = case.images()
+    if is_too_small_for_its_pool(case):
+        with pytest.raises(ValueError, match='too few for a pool of 2x2'):
+            sparse_of(case)(x.numpy(), case.num_threads)
+        return
     before = x.clone()
     actual = torch.from_numpy(sparse_of(case)(x.numpy(), case.num_threads))
-    assert_close(actual, expected_of(case.layer(), x, case.clamp))
+    assert_close(actual, expected_of(case.layer(), x, case.clamp, case.pool))
     assert torch.equal(x, before)
 
 
@@ -41,7 +45,9 @@ def test_equals_torch(kernels):
 @pytest.mark.parametrize('batch', [1, 3, 16, 19])
 def test_outputs_of_all_sizes(needs_compiler, batch):
     for side in (*range(1, 10), 15, 16, 17, 31, 33, 65):
-        assert_right(Case(3, 4, kernel=(3, 3), padding=(1, 1), density=0.4, image=(min(side, 9), side), batch=batch))
+        for pool in (1, 2):
+            assert_right(Case(3, 4, kernel=(3, 3), padding=(1, 1), density=0.4, pool=pool, image=(min(side, 9), side),
+                              batch=batch))
 
 
 @pytest.mark.parametrize('num_weights', [0, 1, 2, 3, 4, 5, 7])
