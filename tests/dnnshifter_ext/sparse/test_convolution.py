@@ -10,7 +10,14 @@ from dnnshifter_ext.sparse import convolution
 from dnnshifter_ext.sparse.convolution import Geometry, SparseConvolution
 from dnnshifter_ext.sparse.filters import SparseFilters
 from dnnshifter_ext.sparse.layers import from_dense
-from tests.dnnshifter_ext.sparse.cases import Case, assert_close, cases, expected_of, is_too_small_for_its_pool, quickly
+from tests.dnnshifter_ext.sparse.cases import (
+    Case,
+    assert_close,
+    cases,
+    expected_of,
+    is_too_small_for_its_pool,
+    quickly,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -22,7 +29,8 @@ def sparse_of(case):
     return SparseConvolution(
         SparseFilters.from_dense(layer.weight.numpy()),
         np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.numpy(),
-        from_dense(layer, pool=case.pool).geometry(), -math.inf if low is None else low, math.inf if high is None else high)
+        from_dense(layer, pool=case.pool).geometry(), -math.inf if low is None else low,
+        math.inf if high is None else high)
 
 
 def assert_right(case):
