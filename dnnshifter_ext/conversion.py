@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from dnnshifter_ext.fuse import fuse_conv_bn
 from dnnshifter_ext.graph import capture, trace_shapes
+from dnnshifter_ext.layers import facts_of
 from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
@@ -80,9 +81,10 @@ def convert(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
     captured = capture(model)
     shapes = trace_shapes(captured, [part[:1] for part in inputs])
     captured_s = time.perf_counter()
-    plan = plan_removal(captured, shapes, mode=mode, round_to=round_to)
+    facts = facts_of(captured)
+    plan = plan_removal(captured, shapes, facts, mode=mode, round_to=round_to)
     planned_s = time.perf_counter()
-    pruned = apply_plan(captured, plan)
+    pruned = apply_plan(captured, plan, facts)
     rebuilt_s = time.perf_counter()
     final, chosen = (pruned, None) if execution == 'dense' else with_execution(pruned, inputs, execution)
     chosen_s = time.perf_counter()

@@ -13,7 +13,7 @@ channels that reach it, and those that leave it, stay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from dnnshifter_ext import rules
+from dnnshifter_ext.layers import LayerFacts, facts_of
 from dnnshifter_ext.recognise import find_rules
 
 
@@ -29,38 +30,40 @@ from dnnshifter_ext.recognise import find_rules
 class Flow:
     """What is known of the channels of every value: its rule, what `forward` found, what is read, the strands (C,).
 
-    needs: which channels the node itself reads, source by source.
+    varies: which channels are read and not constant; needs: which the node itself reads, source by source.
     """
 
     rules: dict[fx.Node, rules.Rule]
     values: dict[fx.Node, rules.Value]
     read: dict[fx.Node, np.ndarray]
+    varies: dict[fx.Node, np.ndarray]
     needs: dict[fx.Node, list[np.ndarray]]
     strands: dict[fx.Node, np.ndarray]
     num_strands: int
 
 
-def analyse(graph_module: fx.GraphModule, shapes: dict[str, torch.Size]) -> Flow:
+def analyse(graph_module: fx.GraphModule, shapes: dict[str, torch.Size],
+            facts: dict[str, LayerFacts] | None = None) -> Flow:
     """Constant channels from the inputs to the outputs, then unread ones from the outputs back, to a fixed point.
 
     Both are one pass: what is constant does not depend on what is read, and the graph has no loops.
-    `shapes` holds the shape of every tensor for some input, by the node's name (see `graph.trace_shapes`).
+    `shapes` holds the shape of every tensor for some input, by the node's name (see `graph.trace_shapes`); `facts`
+    those of the layers (see `layers.facts_of`), where somebody else needs them too.
     """
-    return follow(find_rules(graph_module, {node: shapes[node.name] for node in graph_module.graph.nodes
-                                            if node.name in shapes}))
-
-
-def follow(found: dict[fx.Node, rules.Rule]) -> Flow:
-    """The same for rules that are found already."""
-    ids = rules.Ids()
+    facts = facts_of(graph_module) if facts is None else facts
+    found = find_rules(graph_module, {node: shapes[node.name] for node in graph_module.graph.nodes
+                                      if node.name in shapes}, facts)
     values: dict[fx.Node, rules.Value] = {}
     with torch.no_grad():
         for node, rule in found.items():
-            values[node] = rule.forward(ids, *(values[source] for source in rule.sources))
-        read, needs = _read_backwards(found, values)
-    strand_of_id, num_strands = _strands(ids)
-    strands = {node: strand_of_id[value.ids] for node, value in values.items()}
-    return Flow(found, values, read, needs, strands, num_strands)
+            values[node] = rule.forward(*(values[source] for source in rule.sources))
+    return Flow(found, values, *_read_backwards(found, values), *_strands(found))
+
+
+def joined_anew(flow: Flow) -> Flow:
+    """The same for rules that join other channels now. What is constant and what is read does not depend on that."""
+    strands, num_strands = _strands(flow.rules)
+    return replace(flow, strands=strands, num_strands=num_strands)
 
 
 def collapsed_at(flow: Flow) -> list[str]:
@@ -94,21 +97,25 @@ def _dependent_on_input(flow: Flow) -> set[fx.Node]:
     return dependent
 
 
-def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> tuple[dict, dict]:
-    """Node -> does anything read this channel? (C,); node -> which channels of each of its sources it reads."""
+def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> tuple[dict, dict, dict]:
+    """Node -> does anything read this channel? (C,); node -> and does it vary? (C,); node -> what it reads."""
     read = {node: np.full(len(values[node]), rule.is_pinned) for node, rule in found.items()}
+    varies: dict[fx.Node, np.ndarray] = {}
     needs: dict[fx.Node, list[np.ndarray]] = {}
     for node, rule in reversed(found.items()):
-        varies = read[node] & ~values[node].constant
-        needs[node] = rule.backward(read[node], varies, *(values[source] for source in rule.sources))
+        varies[node] = read[node] & ~values[node].constant
+        needs[node] = rule.backward(read[node], varies[node], *(values[source] for source in rule.sources))
         for source, read_C in zip(rule.sources, needs[node]):
             read[source] |= read_C
-    return read, needs
+    return read, varies, needs
 
 
-def _strands(ids: rules.Ids) -> tuple[np.ndarray, int]:
-    """(id -> strand, number of strands): the connected components of the ids that were joined."""
+def _strands(found: dict[fx.Node, rules.Rule]) -> tuple[dict[fx.Node, np.ndarray], int]:
+    """(node -> strand of each channel, number of strands): the connected components of the ids that were joined."""
+    ids, ids_of = rules.Ids(), {}
+    for node, rule in found.items():
+        ids_of[node] = rule.join(ids, *(ids_of[source] for source in rule.sources))
     first, second = ids.joined()
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(ids.count, ids.count))
     num_strands, strand_of_id = connected_components(graph, directed=False)
-    return strand_of_id, num_strands
+    return {node: strand_of_id[ids_C] for node, ids_C in ids_of.items()}, num_strands

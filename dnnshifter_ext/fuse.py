@@ -7,7 +7,6 @@ W' = s * W per output channel and b' = s * b + beta - s * mean (paper, section o
 from __future__ import annotations
 
 from collections.abc import Iterable
-import copy
 
 import numpy as np
 import torch
@@ -25,12 +24,10 @@ def fuse_conv_bn(graph_module: fx.GraphModule) -> fx.GraphModule:
     Scales and biases are computed in float64 and stored in the layer's own type; dilation, groups, stride, padding and
     its mode stay. A batch norm without running statistics, or whose input is also read elsewhere, stays too.
     """
-    graph = copy.deepcopy(graph_module.graph)
     norms = fusable_norms(graph_module)
-    drop_nodes(graph, norms.values())
     fused = {path: fused_layer(graph_module.get_submodule(path), graph_module.get_submodule(norm.target))
              for path, norm in norms.items()}
-    return rebuild(graph_module, fused, graph)
+    return rebuild(graph_module, fused, copy_without(graph_module.graph, norms.values()))
 
 
 def fusable_norms(graph_module: fx.GraphModule) -> dict[str, fx.Node]:
@@ -39,13 +36,12 @@ def fusable_norms(graph_module: fx.GraphModule) -> dict[str, fx.Node]:
     return {node.args[0].target: node for node in calls if _can_fuse(calls, node)}
 
 
-def drop_nodes(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
-    """Takes the nodes of those names out of the graph: their readers read what they read."""
-    names = {node.name for node in nodes}
+def copy_without(graph: fx.Graph, dropped: Iterable[fx.Node]) -> fx.Graph:
+    """A copy in which the readers of those nodes read what they read."""
+    dropped, copied, copies = set(dropped), fx.Graph(), {}
     for node in graph.nodes:
-        if node.name in names:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+        copies[node] = copies[node.args[0]] if node in dropped else copied.node_copy(node, copies.__getitem__)
+    return copied
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[np.ndarray, np.ndarray]:
@@ -68,8 +64,8 @@ def fused_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
     return ops.with_tensors(layer, scaled(weight, scale_O), torch.from_numpy(bias_O).to(weight))
 
 
-def scaled(weight: torch.Tensor, scale_O: np.ndarray) -> torch.Tensor:
-    """weight (O, ...) times the scale of each output.
+def scaled(weight: torch.Tensor, scale_O: np.ndarray, out: torch.Tensor | None = None) -> torch.Tensor:
+    """weight (O, ...) times the scale of each output, in `out` or new memory.
 
     The scale is the sum of two numbers of the weight's type: rounded to one, it would be wrong for all weights of an
     output alike, and such errors add up. A product in float64 would take several times as long.
@@ -77,12 +73,12 @@ def scaled(weight: torch.Tensor, scale_O: np.ndarray) -> torch.Tensor:
     scale = torch.from_numpy(scale_O).to(weight.device).view(-1, *[1] * (weight.ndim - 1))
     rounded = scale.to(weight.dtype)
     rest = (scale - rounded).to(weight.dtype)
-    return (weight * rest).addcmul_(weight, rounded)
+    return torch.mul(weight, rest, out=out).addcmul_(weight, rounded)
 
 
 def numbers(tensor: torch.Tensor) -> np.ndarray:
     """The tensor in float64."""
-    return tensor.detach().double().cpu().numpy()
+    return tensor.double().numpy(force=True)
 
 
 def _can_fuse(calls: dict[fx.Node, nn.Module], node: fx.Node) -> bool:

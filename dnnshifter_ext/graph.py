@@ -104,18 +104,20 @@ def assemble(parts: dict[str, nn.Module | torch.Tensor], graph: fx.Graph, name: 
 
     torch.fx takes a dict too, but would change the order of the state dict.
     """
-    root = nn.Module()
-    for path, part in parts.items():
-        parent, (*above, last) = root, path.split('.')
+    # Around no graph first: around a module, torch.fx would take its parts into copies of all modules above them.
+    module = fx.GraphModule(nn.Module(), fx.Graph(), name)
+    for path in dict.fromkeys(node.target for node in graph.nodes if node.op in ('call_module', 'get_attr')):
+        part, parent, (*above, last) = parts[path], module, path.split('.')
         for step in above:
-            if not hasattr(parent, step):
+            if step not in parent._modules:
                 parent.add_module(step, nn.Module())
-            parent = getattr(parent, step)
+            parent = parent._modules[step]
         if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter):
             parent.register_buffer(last, part)
         else:
             setattr(parent, last, part)
-    return fx.GraphModule(root, graph, name).eval()
+    module.graph = graph
+    return module.eval()
 
 
 def single_calls(graph_module: fx.GraphModule) -> dict[fx.Node, nn.Module]:

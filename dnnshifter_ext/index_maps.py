@@ -32,7 +32,8 @@ NS_PER_CALL = 500
 def detach_branches(flow: Flow, keep_S: np.ndarray, shapes: dict[str, torch.Size]) -> bool:
     """Marks one operand of each addition as its branch (`Combine.branch`) where scattering it is faster; any at all?
 
-    keep_S: what would stay without. shapes: of every value, by its node's name. The flow is out of date afterwards.
+    keep_S: what would stay without. shapes: of every value, by its node's name. The flow's strands are out of date
+    afterwards.
     """
     found = False
     for node, rule in flow.rules.items():
@@ -44,11 +45,11 @@ def detach_branches(flow: Flow, keep_S: np.ndarray, shapes: dict[str, torch.Size
     return found
 
 
-def gathers(flow: Flow, keep_S: np.ndarray, layer: rules.Layer, num_read: int, shapes: dict[str, torch.Size]) -> bool:
-    """Whether the layer is faster when it gathers the `num_read` of its inputs that it reads."""
+def gathers(keep: dict[fx.Node, np.ndarray], layer: rules.Layer, num_read: int, shapes: dict[str, torch.Size]) -> bool:
+    """Whether the layer is faster when it gathers the `num_read` of its inputs that it reads, of those in `keep`."""
     if layer.facts.groups > 1 or layer.axis != 1:
         return False
-    num_outputs, num_inputs = (int(keep_S[flow.strands[node]].sum()) for node in (layer.node, *layer.sources))
+    num_outputs, num_inputs = (int(keep[node].sum()) for node in (layer.node, *layer.sources))
     saved = (num_inputs - num_read) * num_outputs * layer.facts.module.weight[0, 0].numel()
     return (saved * _positions(shapes, layer.node) * NS_PER_MULTIPLY_ADD
             > num_read * _positions(shapes, layer.sources[0]) * NS_PER_MOVED_NUMBER + NS_PER_CALL)

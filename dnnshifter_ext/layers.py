@@ -1,123 +1,156 @@
 """What the weights of one conv or linear layer say about its channels."""
 
-# O = output channels, I = input channels, G = groups, K = taps of the kernel (all dimensions), N = any kernels
+# O = output channels, I = input channels, G = groups, C = input channels of one group, K = taps of the kernel (all
+# dimensions), N = any kernels
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
+from dnnshifter_ext import ops
 from dnnshifter_ext.fuse import numbers
 
-# Kernels whose sizes stay in the second-level cache.
-BLOCK = 2**15
+# Weights, as one byte each they stay in the second-level cache.
+BLOCK = 2**19
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Some kernels of a layer: their outputs and inputs (N,), and weights (N, K)."""
+
+    output_N: np.ndarray
+    input_N: np.ndarray
+    weights_NK: np.ndarray
+
+    def sums(self, constants_I: np.ndarray, num_outputs: int) -> np.ndarray:
+        """What they add to each output when every input is a constant, (O,) in float64."""
+        sums_N = self.weights_NK @ np.ones(self.weights_NK.shape[1])
+        return np.bincount(self.output_N, weights=sums_N * constants_I[self.input_N], minlength=num_outputs)
 
 
 class LayerFacts:
     """Questions about one layer, answered from its weights; all answers are on the CPU.
 
-    `constants` must be asked first: it says what is known of the inputs (constant_I, constants_I in float64).
     The weights are read once; later questions look at kernels with a non-zero weight only.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.groups = getattr(module, 'groups', 1)
-        self.num_outputs = module.weight.shape[0]
-        self.num_inputs = module.weight.shape[1] * self.groups
-        self._asked: tuple | None = None
+        self.num_outputs, self.num_columns = module.weight.shape[:2]
+        self.num_inputs = self.num_columns * self.groups
 
     def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which outputs are constant, and their values before any activation (float64, 0 where not): two of (O,)."""
-        if self._asked and np.array_equal(constant_I, self._asked[0]) and np.array_equal(constants_I, self._asked[1]):
-            return self._asked[2]
-        self._shown_I = constant_I & (constants_I != 0)
-        constant_O = ~(self._reads_GOI & ~self._by_input(constant_I)).any(2).reshape(-1)
-        constants_O = np.zeros(self.num_outputs)
-        if self.module.bias is not None:
-            constants_O += numbers(self.module.bias)
-        if self._shown_I.any() and constant_O.any():
-            output_N, input_N, weights_NK = self._kernels(constant_O, self._shown_I)
-            if self._is_padded:
-                constant_O[output_N[self._meets_padding(weights_NK)]] = False
-            np.add.at(constants_O, output_N, weights_NK.double().sum(1).numpy() * constants_I[input_N])
-        self._asked = constant_I, constants_I, (constant_O, np.where(constant_O, constants_O, 0.0))
-        return self._asked[2]
+        """Which outputs are constant, and what they are then, before any activation: two of (O,), float64.
+
+        constants_I: of the inputs, in float64, and 0 where they vary.
+        """
+        constant_O = ~self.reads_any_O
+        constants_O = np.zeros(self.num_outputs) if self.module.bias is None else numbers(self.module.bias)
+        if constant_I.any():
+            live = self.reads_any_O.nonzero()[0]
+            constant_O[live] = ~(self._reads_OC[live] & self._by_output(~constant_I, live)).any(1)
+            shown_I = constants_I != 0
+            if constant_O[live].any() and shown_I.any():
+                if self._is_padded:
+                    constant_O[self._beside_padding(constant_O, shown_I).output_N] = False
+                constants_O = constants_O + self.kernels(constant_O, shown_I).sums(constants_I, self.num_outputs)
+        return constant_O, constants_O
 
     def reads(self, varies_O: np.ndarray) -> np.ndarray:
         """Inputs for which an output that is read and varies has a non-zero weight, (I,)."""
+        outputs = varies_O.nonzero()[0]
         if self.groups == 1:
-            return self._reads_GOI[0, varies_O].any(0)
-        return (self._reads_GOI & self._by_output(varies_O)).any(1).reshape(-1)
+            return self._reads_OC[outputs].any(0)
+        reads_GC = np.zeros((self.groups, self.num_columns), dtype=bool)
+        row_N, column_N = self._reads_OC[outputs].nonzero()
+        reads_GC[self._group(outputs[row_N]), column_N] = True
+        return reads_GC.reshape(-1)
 
-    def cut(self, varies_O: np.ndarray) -> np.ndarray:
-        """Inputs with a constant other than zero that such an output sees beside the zero padding, (I,)."""
+    def cut(self, varies_O: np.ndarray, shown_I: np.ndarray) -> np.ndarray:
+        """Inputs, of the constant ones other than zero, that such an output sees beside the zero padding, (I,)."""
         cut_I = np.zeros(self.num_inputs, dtype=bool)
-        if self._shown_I.any() and varies_O.any() and self._is_padded:
-            _, input_N, weights_NK = self._kernels(varies_O, self._shown_I)
-            cut_I[input_N[self._meets_padding(weights_NK)]] = True
+        if self._is_padded and shown_I.any():
+            cut_I[self._beside_padding(varies_O, shown_I).input_N] = True
         return cut_I
 
-    @property
-    def _is_padded(self) -> bool:
-        return bool(taps_on_padding(self.module).any())
+    def kernels(self, outputs_O: np.ndarray, inputs_I: np.ndarray) -> Kernels:
+        """The kernels between these that have a non-zero weight."""
+        outputs = (outputs_O & self.reads_any_O).nonzero()[0]
+        flat_N = (self._reads_OC[outputs] & self._by_output(inputs_I, outputs)).reshape(-1).nonzero()[0]
+        row_N = flat_N // self.num_columns
+        output_N = outputs[row_N]
+        kernel_N = flat_N + (output_N - row_N) * self.num_columns
+        input_N = kernel_N - (output_N - self._group(output_N)) * self.num_columns
+        return Kernels(output_N, input_N, self.weights_NK.take(kernel_N, 0))
+
+    @cached_property
+    def density(self) -> float:
+        """The share of kernels that have a non-zero weight."""
+        return np.count_nonzero(self._reads_OC) / self._reads_OC.size
 
     @cached_property
     def reads_any_O(self) -> np.ndarray:
         """Has the output any non-zero weight at all? (O,)"""
-        return self._reads_GOI.any(2).reshape(-1)
-
-    def _kernels(self, outputs_O: np.ndarray, inputs_I: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-        """Of each kernel between these that has a non-zero weight: its output (N,), input (N,), weights (N, K)."""
-        num_groups, num_rows, num_columns = self._reads_GOI.shape
-        rows = np.flatnonzero(outputs_O & self.reads_any_O)
-        reads_RI = self._reads_GOI.reshape(-1, num_columns)[rows] & inputs_I.reshape(num_groups, -1)[rows // num_rows]
-        row_N, column_N = np.divmod(np.flatnonzero(reads_RI), num_columns)
-        output_N = rows[row_N]
-        kernel_N = torch.from_numpy(output_N * num_columns + column_N)
-        return output_N, output_N // num_rows * num_columns + column_N, self._weights_NK.index_select(0, kernel_N)
-
-    def _meets_padding(self, weights_NK: torch.Tensor) -> np.ndarray:
-        """Which kernels have a non-zero weight on such a tap, (N,)."""
-        return (weights_NK.abs() @ taps_on_padding(self.module).to(weights_NK.dtype) != 0).numpy()
-
-    def _by_output(self, mask_O: np.ndarray) -> np.ndarray:
-        return mask_O.reshape(self.groups, -1, 1)
-
-    def _by_input(self, mask_I: np.ndarray) -> np.ndarray:
-        return mask_I.reshape(self.groups, 1, -1)
+        return self._reads_OC.any(1)
 
     @cached_property
-    def _weights_NK(self) -> torch.Tensor:
-        """All kernels, output by output, on the CPU and in a type that numpy knows."""
-        weight = self.module.weight.detach().cpu()
-        weights_NK = weight.reshape(weight.shape[0] * weight.shape[1], -1)
-        return weights_NK if weight.dtype in (torch.float32, torch.float64) else weights_NK.float()
+    def _is_padded(self) -> bool:
+        return bool(taps_on_padding(self.module).any())
+
+    def _beside_padding(self, outputs_O: np.ndarray, inputs_I: np.ndarray) -> Kernels:
+        """Those of the kernels between these that have a non-zero weight on a tap that can fall on zero padding."""
+        kernels = self.kernels(outputs_O, inputs_I)
+        weights_NK = kernels.weights_NK
+        meets_N = np.abs(weights_NK) @ taps_on_padding(self.module).astype(weights_NK.dtype) != 0
+        return Kernels(kernels.output_N[meets_N], kernels.input_N[meets_N], weights_NK[meets_N])
+
+    def _group(self, output_N: np.ndarray) -> np.ndarray:
+        return output_N * self.groups // self.num_outputs
+
+    def _by_output(self, mask_I: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """The mask for the inputs of each of these outputs, to be broadcast to (len(outputs), C)."""
+        return mask_I.reshape(self.groups, -1)[self._group(outputs)] if self.groups > 1 else mask_I
 
     @cached_property
-    def _reads_GOI(self) -> np.ndarray:
-        """Has the output any non-zero weight for the input? (G, O/G, I/G)"""
-        # Both ways are several times as fast as a comparison or reduction by torch itself.
-        reads_N = self._weights_NK.numpy()[:, 0] != 0 if self._weights_NK.shape[1] == 1 else (
-            _sums_of_sizes(self._weights_NK).numpy() != 0)
-        return reads_N.reshape(self.groups, -1, self.module.weight.shape[1])
+    def weights_NK(self) -> np.ndarray:
+        """All kernels, output by output, in float64 or else float32."""
+        weight = self.module.weight.detach()
+        weight = weight if weight.dtype is torch.float64 else weight.float()
+        return weight.numpy(force=True).reshape(self.num_outputs * self.num_columns, -1)
+
+    @cached_property
+    def _reads_OC(self) -> np.ndarray:
+        """Has the output any non-zero weight for the input?"""
+        num_taps = self.weights_NK.shape[1]
+        reads_N, size = np.empty(len(self.weights_NK), dtype=bool), max(1, BLOCK // num_taps)
+        for start in range(0, len(reads_N), size):
+            reads_N[start:start + size] = _any_in_each(self.weights_NK[start:start + size] != 0)
+        return reads_N.reshape(self.num_outputs, self.num_columns)
 
 
-def _sums_of_sizes(weights_NK: torch.Tensor) -> torch.Tensor:
-    """The sum of the absolute values of each kernel, (N,), by blocks: new memory costs more than arithmetic."""
-    num_kernels, num_taps = weights_NK.shape
-    sums_N, ones_K = weights_NK.new_empty(num_kernels), weights_NK.new_ones(num_taps)
-    sizes_BK = weights_NK.new_empty(min(num_kernels, BLOCK), num_taps)
-    for start in range(0, num_kernels, BLOCK):
-        block_BK = weights_NK[start:start + BLOCK]
-        torch.mv(torch.abs(block_BK, out=sizes_BK[:len(block_BK)]), ones_K, out=sums_N[start:start + BLOCK])
-    return sums_N
+def _any_in_each(true_NK: np.ndarray) -> np.ndarray:
+    """Is any of each row true? (N,), several times as fast as numpy's own reduction of short rows."""
+    num_taps, width, any_in_width = true_NK.shape[1], 1, true_NK.reshape(-1)
+    while 2 * width <= num_taps:  # begins at each of the taps, wherever that ends
+        any_in_width = any_in_width[:-width] | any_in_width[width:]
+        width *= 2
+    begins_N = any_in_width[::num_taps]
+    return begins_N if width == num_taps else begins_N | any_in_width[num_taps - width::num_taps]
 
 
-def taps_on_padding(module: nn.Module) -> torch.Tensor:
+def facts_of(graph_module: fx.GraphModule) -> dict[str, LayerFacts]:
+    """The facts about every conv or linear layer, by its path. They are found when asked for, and kept."""
+    return {path: LayerFacts(module) for path, module in graph_module.named_modules(remove_duplicate=False)
+            if ops.is_conv_or_linear(module)}
+
+
+def taps_on_padding(module: nn.Module) -> np.ndarray:
     """Taps of the kernel, (K,), that can fall on the zero padding of a convolution at some position or resolution.
 
     Tap t reads input position stride * output - padding + dilation * t. It stays inside the image everywhere when
@@ -125,20 +158,20 @@ def taps_on_padding(module: nn.Module) -> torch.Tensor:
     example.
     """
     if isinstance(module, nn.Linear):
-        return torch.zeros(1, dtype=torch.bool)
+        return np.zeros(1, dtype=bool)
     return _taps_on_padding(module.kernel_size, module.dilation, module.padding, module.padding_mode)
 
 
 @cache
 def _taps_on_padding(kernel_size: tuple[int, ...], dilations: tuple[int, ...], padding: tuple[int, ...] | str,
-                     padding_mode: str) -> torch.Tensor:
-    inside = torch.ones(1, dtype=torch.bool)
+                     padding_mode: str) -> np.ndarray:
+    inside = np.ones(1, dtype=bool)
     for dim, (size, dilation) in enumerate(zip(kernel_size, dilations, strict=True)):
         reach = dilation * (size - 1)
         if padding == 'same':
             before, after = reach // 2, reach - reach // 2
         else:
             before = after = 0 if padding == 'valid' else padding[dim]
-        offset = dilation * torch.arange(size)
-        inside = (inside[:, None] & ((before <= offset) & (offset <= reach - after))).flatten()
-    return ~inside if padding_mode == 'zeros' else torch.zeros_like(inside)
+        offset = dilation * np.arange(size)
+        inside = (inside[:, None] & ((before <= offset) & (offset <= reach - after))).reshape(-1)
+    return ~inside if padding_mode == 'zeros' else np.zeros_like(inside)

@@ -28,7 +28,8 @@ class Constants:
     @classmethod
     def where(cls, mask_C: np.ndarray, values_C: np.ndarray) -> Constants:
         """The channels at which `mask_C` is true, with their values."""
-        return cls(indices(mask_C), tuple(values_C[mask_C].tolist()))
+        channels = mask_C.nonzero()[0]
+        return cls(tuple(channels.tolist()), tuple(values_C[channels].tolist()))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class RemovalPlan:
 
 def indices(mask_C: np.ndarray) -> tuple[int, ...]:
     """The positions at which a mask is true, ascending."""
-    return tuple(np.flatnonzero(mask_C).tolist())
+    return tuple(mask_C.nonzero()[0].tolist())
 
 
 def _layer_from_dict(data: dict) -> LayerPlan:

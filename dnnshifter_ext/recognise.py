@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dnnshifter_ext import ops, rules
 from dnnshifter_ext.graph import single_calls
+from dnnshifter_ext.layers import LayerFacts
 
 _ARITHMETIC: dict[object, Callable] = {
     operator.add: operator.add, operator.iadd: operator.add, torch.add: operator.add,
@@ -36,14 +37,16 @@ _CONSTANT_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroP
 Modules = dict[str, nn.Module]
 
 
-def find_rules(graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> dict[fx.Node, rules.Rule]:
+def find_rules(graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size],
+               facts: dict[str, LayerFacts]) -> dict[fx.Node, rules.Rule]:
     """Node -> rule in the order of the graph, for every tensor, and for whatever else reads channels."""
-    return _Recogniser(graph_module, shapes).run()
+    return _Recogniser(graph_module, shapes, facts).run()
 
 
 class _Recogniser:
-    def __init__(self, graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
-        self.graph_module = graph_module
+    def __init__(self, graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size],
+                 facts: dict[str, LayerFacts]) -> None:
+        self.graph_module, self.facts = graph_module, facts
         self.modules = dict(graph_module.named_modules(remove_duplicate=False))
         self.shapes = shapes
         self.calls = single_calls(graph_module)
@@ -114,16 +117,16 @@ class _Recogniser:
 
     def _module(self, node: fx.Node) -> rules.Rule | None:
         module = self.modules[node.target]
-        has_tensors = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
         source, axis = self._source(node)
-        if source is None or len(node.args) != 1 or node.kwargs or (has_tensors and node not in self.calls):
+        if source is None or len(node.args) != 1 or node.kwargs or (node not in self.calls and module.state_dict()):
             return None  # a layer that is shared would have to be narrowed for all its readers at once
         kind, ndim, num = type(module), len(self.shapes[source]), self.shapes[source][axis]
         if isinstance(module, nn.Linear) and ops.is_conv_or_linear(module):
-            return rules.Layer(node, source, module, axis) if axis == ndim - 1 == len(self.shapes[node]) - 1 else None
+            last = axis == ndim - 1 == len(self.shapes[node]) - 1
+            return rules.Layer(node, source, self.facts[node.target], axis) if last else None
         if ops.is_conv_or_linear(module):
             batched = ndim == module.weight.ndim
-            return rules.Layer(node, source, module, 1) if axis == 1 and batched else None
+            return rules.Layer(node, source, self.facts[node.target], 1) if axis == 1 and batched else None
         if kind in ops.BATCH_NORMS:
             known = axis == 1 and module.running_mean is not None
             return rules.PerChannel(node, source, module, axis) if known else None

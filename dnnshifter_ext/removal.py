@@ -28,17 +28,19 @@ from torch import fx
 
 from dnnshifter_ext import plan as plans
 from dnnshifter_ext import rules
-from dnnshifter_ext.flow import Flow, analyse, follow
+from dnnshifter_ext.flow import Flow, analyse, joined_anew
 from dnnshifter_ext.index_maps import detach_branches, gathers
+from dnnshifter_ext.layers import LayerFacts
 from dnnshifter_ext.plan import Constants, LayerPlan, NodePlan, RemovalPlan, Removed, indices
 from dnnshifter_ext.recognise import is_split
 
 
-def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size], *, mode: str = 'exact',
-                 round_to: int = 1) -> RemovalPlan:
+def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size],
+                 facts: dict[str, LayerFacts] | None = None, *, mode: str = 'exact', round_to: int = 1) -> RemovalPlan:
     """The removal plan of a model; nothing is changed.
 
     shapes: that of every tensor in the graph for some input (see `graph.trace_shapes`).
+    facts: about the layers (see `layers.facts_of`), where `apply_plan` gets them too.
     mode: 'exact', or 'paper' for the rule as printed: all-zero filters of plain chains go, with their constants.
     round_to: keep channels that could go until each layer has a multiple of this many (where it shares no strand).
     """
@@ -46,22 +48,23 @@ def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size], *,
         raise ValueError(f"no such mode: '{mode}'. Known: exact, paper")
     if round_to < 1:
         raise ValueError(f'round_to must be at least 1, not {round_to}')
-    flow, exact = analyse(graph_module, shapes), mode == 'exact'
+    flow, exact = analyse(graph_module, shapes, facts), mode == 'exact'
     cuts = {layer.node: _cut(flow, layer) for layer in layers(flow)} if exact else {}
     keep_S = _keep_exactly(flow, cuts) if exact else _keep_as_printed(flow)
     if exact and detach_branches(flow, keep_S, shapes):
-        flow = follow(flow.rules)
+        flow = joined_anew(flow)
         keep_S = _keep_exactly(flow, cuts)
     _round_up(flow, keep_S, round_to)
     _keep_one_of_each(flow, keep_S)
     _keep_what_is_scattered(flow, keep_S)
-    keeps = {layer.node: keep_S[flow.strands[layer.sources[0]]] for layer in layers(flow)}
+    keep = {node: keep_S[strands_C] for node, strands_C in flow.strands.items()}
+    keeps = {layer.node: keep[layer.sources[0]] for layer in layers(flow)}
     if exact and round_to == 1:
         for layer in layers(flow):
             read_I = _worth_reading(flow, layer, keeps[layer.node], cuts[layer.node])
-            if gathers(flow, keep_S, layer, int(read_I.sum()), shapes):
+            if gathers(keep, layer, int(read_I.sum()), shapes):
                 keeps[layer.node] = read_I
-    return RemovalPlan(_layer_plans(flow, keep_S, keeps, cuts, exact), _node_plans(flow, keep_S, keeps, shapes))
+    return RemovalPlan(_layer_plans(flow, keep, keeps, cuts, exact), _node_plans(flow, keep, keeps, shapes))
 
 
 def layers(flow: Flow) -> list[rules.Layer]:
@@ -70,8 +73,9 @@ def layers(flow: Flow) -> list[rules.Layer]:
 
 def _keep_exactly(flow: Flow, cuts: dict[fx.Node, np.ndarray]) -> np.ndarray:
     keep_S = np.zeros(flow.num_strands, dtype=bool)
-    for node, rule in flow.rules.items():
-        keep_S[flow.strands[node][flow.read[node] & ~flow.values[node].constant]] = True
+    strands, varies = (np.concatenate([of[node] for node in flow.rules]) for of in (flow.strands, flow.varies))
+    keep_S[strands[varies]] = True
+    for rule in flow.rules.values():
         if isinstance(rule, rules.Barrier):
             for source in rule.sources:
                 keep_S[flow.strands[source]] = True
@@ -137,29 +141,29 @@ def _worth_reading(flow: Flow, layer: rules.Layer, keep_I: np.ndarray, cut_I: np
 
 def _cut(flow: Flow, layer: rules.Layer) -> np.ndarray:
     """Constants that the layer's zero padding would show to be gone, (I,)."""
-    return layer.facts.cut(flow.read[layer.node] & ~flow.values[layer.node].constant)
+    return layer.facts.cut(flow.varies[layer.node], flow.values[layer.sources[0]].constants != 0)
 
 
 def _largest(value: rules.Value, among: np.ndarray) -> int:
     return int(np.where(among, np.abs(value.constants), -1.0).argmax())
 
 
-def _layer_plans(flow: Flow, keep_S: np.ndarray, keeps: dict[fx.Node, np.ndarray], cuts: dict[fx.Node, np.ndarray],
-                 exact: bool) -> tuple[LayerPlan, ...]:
-    """keeps: the inputs that stay, layer by layer."""
+def _layer_plans(flow: Flow, keep: dict[fx.Node, np.ndarray], keeps: dict[fx.Node, np.ndarray],
+                 cuts: dict[fx.Node, np.ndarray], exact: bool) -> tuple[LayerPlan, ...]:
+    """keep: the channels of every value that stay; keeps: the inputs that stay, layer by layer."""
     # Why a strand went, as an index into `reasons`; what takes it over is known at its readers.
     reasons, reason_S = [plans.CONSTANT_ZERO], np.zeros(flow.num_strands, dtype=int)
-    for branch, add, gone_C in _shifted(flow, keep_S):
+    for branch, add, gone_C in _shifted(flow, keep):
         reason_S[flow.strands[branch][gone_C]] = len(reasons)
         reasons.append(plans.SHIFTED.format(add=add.name))
     drafts = []
     for layer in layers(flow):
-        value, strands_I = flow.values[layer.sources[0]], flow.strands[layer.sources[0]]
-        keep_I = keeps[layer.node]
+        source, keep_I = layer.sources[0], keeps[layer.node]
+        value = flow.values[source]
         folded, merged, carrier = Constants(), Constants(), None
         if exact and layer.facts.groups == 1 and not keep_I.all():
             cut_I, [read_I] = cuts[layer.node], flow.needs[layer.node]
-            gone_I = ~keep_I & value.constant & (value.constants != 0) & read_I
+            gone_I = ~keep_I & (value.constants != 0) & read_I
             folded_I, merged_I = gone_I & ~cut_I, gone_I & cut_I
             folded = Constants.where(folded_I, value.constants)
             if merged_I.any():
@@ -168,35 +172,36 @@ def _layer_plans(flow: Flow, keep_S: np.ndarray, keeps: dict[fx.Node, np.ndarray
                 merged = Constants.where(merged_I, value.constants)
             for text, mask_I in ((plans.FOLDED.format(reader=layer.node.target), folded_I),
                                  (plans.MERGED.format(carrier=carrier, reader=layer.node.target), merged_I)):
-                reason_S[strands_I[mask_I & ~keep_S[strands_I]]] = len(reasons)
+                reason_S[flow.strands[source][mask_I & ~keep[source]]] = len(reasons)
                 reasons.append(text)
         drafts.append((layer, keep_I, folded, merged, carrier))
 
     barriers = _barriers(flow)
-    return tuple(_layer_plan(flow, keep_S, draft, reasons, reason_S, barriers, exact) for draft in drafts)
+    return tuple(_layer_plan(flow, keep[draft[0].node], draft, reasons, reason_S, barriers, exact) for draft in drafts)
 
 
-def _layer_plan(flow: Flow, keep_S: np.ndarray, draft: tuple, reasons: list[str], reason_S: np.ndarray,
+def _layer_plan(flow: Flow, keep_O: np.ndarray, draft: tuple, reasons: list[str], reason_S: np.ndarray,
                 barriers: tuple[list[str], np.ndarray], exact: bool) -> LayerPlan:
     layer, keep_I, folded, merged, carrier = draft
     node, facts = layer.node, layer.facts
     value, read_O, strands_O = flow.values[node], flow.read[node], flow.strands[node]
-    keep_O = keep_S[strands_O]
-    columns = keep_I if facts.groups == 1 else np.ones(facts.num_inputs // facts.groups, dtype=bool)
+    columns = keep_I if facts.groups == 1 else np.ones(facts.num_columns, dtype=bool)
     # Without a bias and without an input less nothing is gained, and a bias would be more to store.
-    may_empty = facts.module.bias is not None or not keep_I.all()
-    empty_O = keep_O & (value.constant | ~read_O) & may_empty if exact else np.zeros_like(keep_O)
+    may_empty = exact and (facts.module.bias is not None or not keep_I.all())
+    empty_O = keep_O & ~flow.varies[node] if may_empty else np.zeros_like(keep_O)
 
-    removed = []
+    gone_O = ~keep_O
     if exact:
-        removed.append((plans.UNREAD, ~keep_O & ~read_O))
-        removed += [(reasons[i], ~keep_O & read_O & (reason_S[strands_O] == i))
-                    for i in np.unique(reason_S[strands_O[~keep_O]])]
+        reason_O = reason_S[strands_O]
+        explained_O = gone_O & read_O
+        removed = [(plans.UNREAD, gone_O & ~read_O)]
+        removed += [(reasons[i], explained_O & (reason_O == i))
+                    for i in np.bincount(reason_O[explained_O]).nonzero()[0]]
     else:
-        removed.append((plans.ZERO_FILTER, ~keep_O))
+        removed = [(plans.ZERO_FILTER, gone_O)]
     pinned_by_O = barriers[1][strands_O]
     return LayerPlan(
-        layer=node.target, num_outputs=facts.num_outputs, num_inputs=len(columns),
+        layer=node.target, num_outputs=facts.num_outputs, num_inputs=facts.num_columns,
         keep_outputs=indices(keep_O), keep_inputs=indices(columns),
         removed=tuple(Removed(reason, indices(mask)) for reason, mask in removed if mask.any()),
         emptied=Constants.where(empty_O, value.constants), folded=folded, merged=merged, carrier=carrier,
@@ -214,45 +219,37 @@ def _barriers(flow: Flow) -> tuple[list[str], np.ndarray]:
     return reasons, pinned_S
 
 
-def _shifted(flow: Flow, keep_S: np.ndarray) -> Iterator[tuple[fx.Node, fx.Node, np.ndarray]]:
+def _shifted(flow: Flow, keep: dict[fx.Node, np.ndarray]) -> Iterator[tuple[fx.Node, fx.Node, np.ndarray]]:
     """(branch, addition, (C,)): constants of a scattered branch that go and that the sum lacks then."""
     for node, rule in flow.rules.items():
         if isinstance(rule, rules.Combine) and rule.branch is not None:
             branch = rule.sources[rule.branch]
-            value = flow.values[branch]
-            gone_C = keep_S[flow.strands[node]] & ~keep_S[flow.strands[branch]]
-            yield branch, node, gone_C & value.constant & (value.constants != 0)
+            yield branch, node, keep[node] & ~keep[branch] & (flow.values[branch].constants != 0)
 
 
-def _node_plans(flow: Flow, keep_S: np.ndarray, keeps: dict[fx.Node, np.ndarray],
+def _node_plans(flow: Flow, keep: dict[fx.Node, np.ndarray], keeps: dict[fx.Node, np.ndarray],
                 shapes: dict[str, torch.Size]) -> tuple[NodePlan, ...]:
     """What has to change besides the layers: whatever spells out channels."""
     found = []
-    for branch, node, gone_C in _shifted(flow, keep_S):
-        keep_C = keep_S[flow.strands[node]]
-        shift_C = np.where(gone_C, flow.values[branch].constants, 0.0)[keep_C]
-        positions = _positions(keep_C, keep_S[flow.strands[branch]])
+    for branch, node, gone_C in _shifted(flow, keep):
+        shift_C = np.where(gone_C, flow.values[branch].constants, 0.0)[keep[node]]
+        positions = _positions(keep[node], keep[branch])
         found.append(NodePlan(node.name, 'scatter', (flow.rules[node].branch, len(shapes[node.name]) - 2, *positions),
                               tuple(shift_C.tolist())))
     for node, rule in flow.rules.items():
-        source = rule.sources[0] if rule.sources else None
-        if isinstance(rule, rules.Layer) and rule.facts.groups == 1:
-            keep_I = keep_S[flow.strands[source]]
-            if (keep_I != keeps[node]).any():
-                found.append(NodePlan(node.name, 'gather', _positions(keep_I, keeps[node])))
-        if source is not None and keep_S[flow.strands[source]].all() and not isinstance(rule, rules.Parameter):
+        keep_C, source = keep[node], rule.sources[0] if rule.sources else None
+        if isinstance(rule, rules.Layer):
+            if rule.facts.groups == 1 and (keep[source] != keeps[node]).any():
+                found.append(NodePlan(node.name, 'gather', _positions(keep[source], keeps[node])))
+        elif keep_C.all() if source is None else keep[source].all():
             continue
-        keep_C = keep_S[flow.strands[node]]
-        if isinstance(rule, rules.Parameter):
-            if not keep_C.all():
-                found.append(NodePlan(node.name, 'select', indices(keep_C)))
-        elif isinstance(rule, rules.PerChannel):
+        elif isinstance(rule, (rules.Parameter, rules.PerChannel)):
             found.append(NodePlan(node.name, 'select', indices(keep_C)))
         elif isinstance(rule, rules.Shuffle):
-            found.append(NodePlan(node.name, 'shuffle', _positions(keep_S[flow.strands[source]], rule.index[keep_C])))
+            found.append(NodePlan(node.name, 'shuffle', _positions(keep[source], rule.index[keep_C])))
         elif isinstance(rule, rules.Reshape) and node.target in ('view', 'reshape', torch.reshape):
             found.append(NodePlan(node.name, 'flatten', rule.merged or ()))
-    for split, sizes in _splits(flow, keep_S).items():
+    for split, sizes in _splits(flow, keep).items():
         found.append(NodePlan(split.name, 'split', sizes))
     return tuple(found)
 
@@ -262,13 +259,13 @@ def _positions(keep_C: np.ndarray, chosen: np.ndarray) -> tuple[int, ...]:
     return tuple((np.cumsum(keep_C) - 1)[chosen].tolist())
 
 
-def _splits(flow: Flow, keep_S: np.ndarray) -> dict[fx.Node, tuple[int, ...]]:
+def _splits(flow: Flow, keep: dict[fx.Node, np.ndarray]) -> dict[fx.Node, tuple[int, ...]]:
     """Split node -> sizes of all its parts, where channels go."""
     found = {}
     for rule in flow.rules.values():
         split = rule.node.args[0] if isinstance(rule, rules.Part) else None
         if split is not None and split not in found and is_split(split):
-            keep_C = keep_S[flow.strands[rule.sources[0]]]
+            keep_C = keep[rule.sources[0]]
             if not keep_C.all():
                 found[split] = tuple(int(part.sum()) for part in np.split(keep_C, np.cumsum(rule.sizes)[:-1]))
     return found

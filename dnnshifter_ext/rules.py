@@ -1,8 +1,9 @@
 """How each operation treats channels: one rule per kind of operation.
 
-A rule knows the nodes it reads (`sources`), the dimension of its channels (`axis`), and answers two questions:
-    forward:  which channels of its value are constant, and which go together with which?
+A rule knows the nodes it reads (`sources`), the dimension of its channels (`axis`), and answers three questions:
+    forward:  which channels of its value are constant?
     backward: given the channels of its value that are read, and those of them that vary, which of each source are?
+    join:     which channels go together with which?
 Whatever has no rule of its own is a Barrier, which is always right: it reads everything, and its channels stay.
 """
 
@@ -44,30 +45,25 @@ class Ids:
 
 @dataclass(frozen=True)
 class Value:
-    """The channels of a tensor: per channel an id, whether it is constant, and its constant.
+    """The channels of a tensor: whether each is constant, and its constant.
 
     constants are float64, and 0 where the channel varies.
     """
 
-    ids: np.ndarray
     constant: np.ndarray
     constants: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.constant)
 
     def at(self, index: np.ndarray) -> Value:
         """The channels `index` of this value, in that order."""
-        return Value(self.ids[index], self.constant[index], self.constants[index])
-
-    def mapped(self, constants: np.ndarray, constant: np.ndarray | None = None) -> Value:
-        """The same channels with other constants."""
-        constant = self.constant if constant is None else constant
-        return Value(self.ids, constant, np.where(constant, constants, 0.0))
+        return Value(self.constant[index], self.constants[index])
 
 
-def varying(ids: np.ndarray) -> Value:
-    return Value(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids)))
+def where(constant: np.ndarray, constants: np.ndarray) -> Value:
+    """Channels of which only some are constant; of the others, the constants mean nothing."""
+    return Value(constant, np.where(constant, constants, 0.0))
 
 
 class Rule:
@@ -78,13 +74,17 @@ class Rule:
     def __init__(self, node: fx.Node, *sources: fx.Node, axis: int) -> None:
         self.node, self.sources, self.axis = node, sources, axis
 
-    def forward(self, ids: Ids, *values: Value) -> Value:
+    def forward(self, *values: Value) -> Value:
         """The node's value, given those of its sources; by default the source's: a constant stays what it is."""
         return values[0]
 
     def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
         """The channels of each source that are read, given the node's that are read; by default the same."""
         return [read for _ in values]
+
+    def join(self, ids: Ids, *sources: np.ndarray) -> np.ndarray:
+        """The ids of its channels, given those of its sources' channels; by default the source's."""
+        return sources[0]
 
 
 class Same(Rule):
@@ -100,29 +100,35 @@ class Barrier(Rule):
         super().__init__(node, *sources, axis=axis)
         self.reason, self._num = reason, num
 
-    def forward(self, ids: Ids, *values: Value) -> Value:
-        return varying(ids.new(self._num))
+    def forward(self, *values: Value) -> Value:
+        return Value(np.zeros(self._num, dtype=bool), np.zeros(self._num))
 
     def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
         return [np.ones(len(value), dtype=bool) for value in values]
+
+    def join(self, ids: Ids, *sources: np.ndarray) -> np.ndarray:
+        return ids.new(self._num)
 
 
 class Layer(Rule):
     """A convolution or linear layer: begins new strands; one with groups takes whole groups together."""
 
-    def __init__(self, node: fx.Node, source: fx.Node, module: nn.Module, axis: int) -> None:
+    def __init__(self, node: fx.Node, source: fx.Node, facts: LayerFacts, axis: int) -> None:
         super().__init__(node, source, axis=axis)
-        self.facts = LayerFacts(module)
+        self.facts = facts
 
-    def forward(self, ids: Ids, value: Value) -> Value:
-        own = ids.new(self.facts.num_outputs)
-        if self.facts.groups > 1:
-            members_GC = np.concatenate([part.reshape(self.facts.groups, -1) for part in (own, value.ids)], axis=1)
-            ids.join(members_GC[:, :1].repeat(members_GC.shape[1] - 1), members_GC[:, 1:].ravel())
-        return Value(own, *self.facts.constants(value.constant, value.constants))
+    def forward(self, value: Value) -> Value:
+        return where(*self.facts.constants(value.constant, value.constants))
 
     def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
         return [self.facts.reads(varies)]  # a constant output will be held by the bias
+
+    def join(self, ids: Ids, source: np.ndarray) -> np.ndarray:
+        own = ids.new(self.facts.num_outputs)
+        if self.facts.groups > 1:
+            members_GC = np.concatenate([part.reshape(self.facts.groups, -1) for part in (own, source)], axis=1)
+            ids.join(members_GC[:, :1].repeat(members_GC.shape[1] - 1), members_GC[:, 1:].ravel())
+        return own
 
 
 class Pointwise(Rule):
@@ -132,12 +138,12 @@ class Pointwise(Rule):
         super().__init__(node, source, axis=axis)
         self._function = function
 
-    def forward(self, ids: Ids, value: Value) -> Value:
+    def forward(self, value: Value) -> Value:
         if not value.constant.any():
             return value
         # A copy, because an in-place activation must not reach the source.
         result = self._function(torch.from_numpy(value.constants.copy())).numpy()
-        return value.mapped(result, value.constant & np.isfinite(result))
+        return where(value.constant & np.isfinite(result), result)
 
 
 class Border(Rule):
@@ -147,8 +153,8 @@ class Border(Rule):
         super().__init__(node, source, axis=axis)
         self._fill = fill
 
-    def forward(self, ids: Ids, value: Value) -> Value:
-        return value.mapped(value.constants, value.constant & (value.constants == self._fill))
+    def forward(self, value: Value) -> Value:
+        return where(value.constant & (value.constants == self._fill), value.constants)
 
 
 class PerChannel(Rule):
@@ -157,30 +163,25 @@ class PerChannel(Rule):
     def __init__(self, node: fx.Node, source: fx.Node, module: nn.Module, axis: int) -> None:
         super().__init__(node, source, axis=axis)
         self.module = module
+        if isinstance(module, nn.PReLU):
+            self._slope_C = numbers(module.weight)
+            self._ignored_C = np.zeros(1, dtype=bool)
+        else:
+            self._scale_C, self._shift_C = scale_and_shift(module)
+            self._ignored_C = self._scale_C == 0
 
-    def forward(self, ids: Ids, value: Value) -> Value:
-        ignores = self._ignores_input(len(value))
-        constant = value.constant | ignores
-        if not constant.any():
-            return value
-        return value.mapped(_per_channel(self.module, np.where(ignores, 0.0, value.constants)), constant)
+    def forward(self, value: Value) -> Value:
+        constant = value.constant | self._ignored_C
+        return where(constant, self._of(value.constants)) if constant.any() else value
 
     def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
-        return [read & ~self._ignores_input(len(value))]
+        return [read & ~self._ignored_C]
 
-    def _ignores_input(self, num: int) -> np.ndarray:
-        """Channels that a batch norm multiplies by zero."""
-        if isinstance(self.module, nn.PReLU) or not self.module.affine:
-            return np.zeros(num, dtype=bool)
-        return numbers(self.module.weight) == 0
-
-
-def _per_channel(module: nn.Module, x_C: np.ndarray) -> np.ndarray:
-    """What the module makes of one number per channel, in float64."""
-    if isinstance(module, nn.PReLU):
-        return np.where(x_C >= 0, x_C, x_C * numbers(module.weight))
-    scale_C, shift_C = scale_and_shift(module)
-    return x_C * scale_C + shift_C
+    def _of(self, x_C: np.ndarray) -> np.ndarray:
+        """What the module makes of one number per channel, in float64."""
+        if isinstance(self.module, nn.PReLU):
+            return np.where(x_C >= 0, x_C, x_C * self._slope_C)
+        return x_C * self._scale_C + self._shift_C
 
 
 class Parameter(Rule):
@@ -190,9 +191,11 @@ class Parameter(Rule):
         super().__init__(node, axis=axis)
         self._numbers = numbers(tensor).reshape(-1)
 
-    def forward(self, ids: Ids) -> Value:
-        num = len(self._numbers)
-        return Value(ids.new(num), np.ones(num, dtype=bool), self._numbers)
+    def forward(self) -> Value:
+        return Value(np.ones(len(self._numbers), dtype=bool), self._numbers)
+
+    def join(self, ids: Ids) -> np.ndarray:
+        return ids.new(len(self._numbers))
 
 
 class Combine(Rule):
@@ -208,34 +211,39 @@ class Combine(Rule):
         super().__init__(node, first, second, axis=axis)
         self._function, self._num, self.may_scatter = function, num, may_scatter
 
-    def forward(self, ids: Ids, *values: Value) -> Value:
+    def forward(self, *values: Value) -> Value:
         first, second = (value if len(value) == self._num else value.at(np.zeros(self._num, dtype=int))
                          for value in values)
-        whole = [value for i, value in enumerate(values) if len(value) == self._num and i != self.branch]
-        if len(whole) == 2:
-            ids.join(first.ids, second.ids)
         with np.errstate(all='ignore'):  # where a channel varies, its number means nothing
             constants = self._function(first.constants, second.constants)
         constant = first.constant & second.constant
         if self._function is operator.mul:
             for value in (first, second):
                 constant = constant | (value.constant & (value.constants == 0))
-        constant = constant & np.isfinite(constants)
-        return Value(whole[0].ids, constant, np.where(constant, constants, 0.0))
+        return where(constant & np.isfinite(constants), constants)
 
     def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
         # Zero times what varies is constant, and nobody needs what varies for it.
         return [varies | (read & value.constant) if len(value) == self._num else varies.any(keepdims=True)
                 for value in values]
 
+    def join(self, ids: Ids, *sources: np.ndarray) -> np.ndarray:
+        whole = [source for i, source in enumerate(sources) if len(source) == self._num and i != self.branch]
+        if len(whole) == 2:
+            ids.join(*whole)
+        return whole[0]
+
 
 class Concat(Rule):
-    def forward(self, ids: Ids, *values: Value) -> Value:
-        return Value(*(np.concatenate([getattr(value, name) for value in values])
-                       for name in ('ids', 'constant', 'constants')))
+    def forward(self, *values: Value) -> Value:
+        return Value(np.concatenate([value.constant for value in values]),
+                     np.concatenate([value.constants for value in values]))
 
     def backward(self, read: np.ndarray, varies: np.ndarray, *values: Value) -> list[np.ndarray]:
         return np.split(read, np.cumsum([len(value) for value in values[:-1]]))
+
+    def join(self, ids: Ids, *sources: np.ndarray) -> np.ndarray:
+        return np.concatenate(sources)
 
 
 class Choose(Rule):
@@ -245,13 +253,16 @@ class Choose(Rule):
         super().__init__(node, source, axis=axis)
         self.index = index
 
-    def forward(self, ids: Ids, value: Value) -> Value:
+    def forward(self, value: Value) -> Value:
         return value.at(self.index)
 
     def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
         read_of_source = np.zeros(len(value), dtype=bool)
         read_of_source[self.index[read]] = True
         return [read_of_source]
+
+    def join(self, ids: Ids, source: np.ndarray) -> np.ndarray:
+        return source[self.index]
 
 
 class Part(Choose):
@@ -282,12 +293,16 @@ class Flatten(Reshape):
                  position: int) -> None:
         super().__init__(node, source, axis=merged[0], merged=merged)
         self._shape, self._position = shape, position
+        view = [1] * len(shape)
+        view[position] = -1
+        self._index = np.broadcast_to(np.arange(shape[position]).reshape(view), shape).reshape(-1)
 
-    def forward(self, ids: Ids, value: Value) -> Value:
-        view = [1] * len(self._shape)
-        view[self._position] = -1
-        return value.at(np.broadcast_to(np.arange(len(value)).reshape(view), self._shape).reshape(-1))
+    def forward(self, value: Value) -> Value:
+        return value.at(self._index)
 
     def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
         others = tuple(dim for dim in range(len(self._shape)) if dim != self._position)
         return [read.reshape(self._shape).any(axis=others)]
+
+    def join(self, ids: Ids, source: np.ndarray) -> np.ndarray:
+        return source[self._index]

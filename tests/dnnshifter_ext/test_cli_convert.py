@@ -443,8 +443,8 @@ def test_dead_branches_beside_a_live_one_are_no_collapse(folder):
 
 
 def test_a_model_whose_check_fails_is_not_written(folder, monkeypatch):
-    def forgetful(graph_module, plan):
-        small = apply_plan(graph_module, plan)
+    def forgetful(graph_module, plan, facts=None):
+        small = apply_plan(graph_module, plan, facts)
         small.fc.bias.data += 0.1
         return small
 

@@ -198,8 +198,8 @@ def test_golden_vgg_16_keeps_its_logits():
 @pytest.mark.parametrize('dtypes', [(torch.float32, torch.float64), (torch.float32,), (torch.float64,)])
 def test_a_wrong_model_is_never_returned(monkeypatch, dtypes):
     """The error is in the model that is handed out, in the proof, or in both."""
-    def forgetful(graph_module, plan):
-        small = apply_plan(graph_module, plan)
+    def forgetful(graph_module, plan, facts=None):
+        small = apply_plan(graph_module, plan, facts)
         if small.fc.bias.dtype in dtypes:
             small.fc.bias.data += 0.1
         return small

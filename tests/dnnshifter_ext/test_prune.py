@@ -3,7 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from dnnshifter_ext import prune
 from dnnshifter_ext.graph import capture
+from dnnshifter_ext.layers import facts_of
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
@@ -64,6 +66,27 @@ def test_a_bias_is_added_where_a_constant_needs_one_and_nowhere_else():
         model.conv1.bias[0] = -1
         model.conv2.weight[1] = 0  # constant, but zero
     assert apply_plan(*planned(model)).conv2.bias is None
+
+
+@pytest.mark.parametrize('build', [nets.VGG, nets.ResNet, nets.FlatteningNet])
+def test_kernels_put_one_by_one_or_taken_by_blocks_make_the_same_model(build, monkeypatch):
+    graph_module, plan = planned(nets.sparsify(build(), density=0.4))
+    assert plan.num_removed > 0
+    states = []
+    for sparse, block in ((2, 1), (0, 1), (0, 1000), (0, prune.BLOCK)):
+        monkeypatch.setattr(prune, 'SPARSE', sparse)
+        monkeypatch.setattr(prune, 'BLOCK', block)
+        states.append(nets.state_of(apply_plan(graph_module, plan)))
+    assert all(nets.same_state(states[0], state) for state in states)
+
+
+def test_facts_found_for_the_plan_make_the_same_model():
+    graph_module, shapes = nets.fused_and_shapes(nets.sparsify(nets.ResNet()))
+    facts = facts_of(graph_module)
+    plan = plan_removal(graph_module, shapes, facts)
+    assert plan == plan_removal(graph_module, shapes)
+    assert nets.same_state(nets.state_of(apply_plan(graph_module, plan, facts)),
+                           nets.state_of(apply_plan(graph_module, plan)))
 
 
 def test_frozen_layers_stay_frozen():
