@@ -21,6 +21,7 @@ from dnnshifter_ext.sparse.layers import from_dense
 EXECUTIONS = ('dense', 'sparse', 'auto')
 NUM_ROUNDS = 7
 LATENCY_TOLERANCE = 1.05
+SMALL_BYTES = 2**16
 EXACT_TOLERANCE = 1e-9  # of the largest output, in float64
 
 
@@ -72,13 +73,17 @@ def with_execution(
     """`model`, or a hybrid that computes the same, and which of its layers are sparse.
 
     execution: 'sparse' makes every layer sparse that can be; 'auto' measures with `inputs` and takes the fastest of all
-    dense, all sparse, and sparse where the layer alone is faster so; of those nearly as fast, and no slower than
-    dense, the smallest.
+    dense, sparse wherever that is smaller, and sparse where the layer alone is faster so, too; of those nearly as fast,
+    and no slower than dense, the smallest.
     """
     reason = _why_dense(model, inputs)
     if reason:
         return model, Execution((), reason)
     forms = {path: from_dense(model.get_submodule(path)) for path in candidates(model)}
+    if execution == 'auto':
+        forms = {path: form for path, form in forms.items() if not _grows(model.get_submodule(path), form)}
+        if not forms:
+            return model, Execution((), 'every layer would be larger sparse')
     layers = {
         path: LayerExecution(path, 'sparse', form.filters().density, dense_bytes=size_bytes(model.get_submodule(path)),
                              sparse_bytes=size_bytes(form))
@@ -88,8 +93,10 @@ def with_execution(
     [batch] = inputs
     block = batch[:block_size()]
     shapes = trace_shapes(model, [batch[:1]])
-    for path, node in candidates(model).items():
-        dense_ms, sparse_ms = _time_layer(model.get_submodule(path), forms[path], shapes[node.args[0].name], len(block))
+    nodes = candidates(model)
+    for path, form in forms.items():
+        shape = shapes[nodes[path].args[0].name]
+        dense_ms, sparse_ms = _time_layer(model.get_submodule(path), form, shape, len(block))
         layers[path] = LayerExecution(**asdict(layers[path]) | {
             'execution': 'sparse' if sparse_ms < dense_ms else 'dense', 'dense_ms': dense_ms, 'sparse_ms': sparse_ms})
     models = _models(model, [path for path, layer in layers.items() if layer.execution == 'sparse'], list(forms))
@@ -117,6 +124,11 @@ def _run_ms(run: Callable[[], object]) -> float:
     begin_s = time.perf_counter()
     run()
     return (time.perf_counter() - begin_s) * 1e3
+
+
+def _grows(dense: nn.Module, sparse: nn.Module) -> bool:
+    """Whether the layer is one whose sparse form would be larger, by an amount that matters."""
+    return size_bytes(sparse) > max(size_bytes(dense), SMALL_BYTES)
 
 
 def _why_dense(model: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> str:

@@ -154,6 +154,11 @@ class SparseConvolution:
                                      _scratch_address(plan.scratch_bytes), plan.threads, _POINTER(loaded.parallel)):
             raise ValueError(NOT_FINITE)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """The most memory that a call so far needed beside inputs, outputs and weights, per calling thread."""
+        return max((plan.scratch_bytes for plan in list(self._plans.values())), default=0)
+
     def _plan(self, loaded: library.Library, shape: tuple[int, int, int], num_threads: int) -> _Plan:
         batch, height, width = shape
         geometry, filters = self.geometry, self.filters

@@ -39,9 +39,11 @@ class SparseFilters:
     def from_flat(cls, shape: tuple[int, ...], flat: np.ndarray, values: np.ndarray) -> SparseFilters:
         """From positions in the whole dense weight, in rising order. Raises ValueError as `from_dense` does."""
         per_filter = _weights_per_filter(shape)
-        pointers = np.searchsorted(flat, np.arange(shape[0] + 1) * per_filter).astype(np.int32)
-        return cls(tuple(shape), pointers, (flat % max(per_filter, 1)).astype(np.uint16),
-                   np.ascontiguousarray(values, np.float32))
+        starts = np.arange(shape[0] + 1) * per_filter
+        pointers = np.searchsorted(flat, starts.astype(flat.dtype) if starts[-1] < 2**31 else starts).astype(np.int32)
+        positions = flat.astype(np.uint16)  # modulo 2**16, like the difference; a remainder takes four times as long
+        positions -= np.repeat(starts[:-1].astype(np.uint16), np.diff(pointers))
+        return cls(tuple(shape), pointers, positions, np.ascontiguousarray(values, np.float32))
 
     def to_dense(self) -> np.ndarray:
         """The dense weight, bit for bit but for the signs of its zeros."""
