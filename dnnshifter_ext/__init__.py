@@ -19,6 +19,7 @@ _HOME = {
     'Profile': 'profiler',
     'load': 'export',
     'save': 'export',
+    'Runtime': 'runtime',
 }
 __all__ = list(_HOME)
 
