@@ -276,9 +276,9 @@ def figure(results: Sequence[Result]) -> object:
             middle = np.array([s.median for s in speedups])
             error = [middle - [s.low for s in speedups], [s.high for s in speedups] - middle]
             axes[1 + index].errorbar(ratios, middle, error, capsize=3, **style)
-    axes[0].set_ylabel('weights, dense / converted (x)')
+    axes[0].set_ylabel('bytes of weights, dense / converted (x)')
     for ax, batch_size in zip(axes[1:], batch_sizes, strict=True):
-        ax.set_ylabel(f'speed-up at batch {batch_size} (x)')
+        ax.set_ylabel(f'speed-up over the dense model, batch {batch_size} (x)')
     for ax in axes:
         ax.axhline(1, color='0.6', linewidth=1)
         ax.set_xscale('log', base=2)

@@ -225,7 +225,8 @@ def test_a_collapsed_network_is_marked(scale, measured):
         assert text.count('†') == 4 * 3 * is_marked + 2  # of four forms; and in the remarks on both networks
         speedups = fig6_runtime.figure(scale, table).axes[0]
         hollow = [line for line in speedups.lines if line.get_markerfacecolor() == 'white' and len(line.get_xdata())]
-        assert [list(line.get_xdata()) for line in hollow] == [[4]] * 3 * is_marked  # exact, hybrid, by the paper's rule
+        # exact, hybrid, by the paper's rule
+        assert [list(line.get_xdata()) for line in hollow] == [[4]] * 3 * is_marked
 
 
 def log_accuracy(trained, accuracy):
