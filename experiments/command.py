@@ -8,6 +8,7 @@ An experiment is a module of this package with
     analyse(results)             the table: one row per value shown, with spread and n
     report(scale, table)         the table for people, in Markdown
     figure(scale, table)         the picture, where there is one
+    NETWORKS                     names of the networks, where not all of the scale are used
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations.errors import UserError
 from open_lth.platforms.local import Platform
 
-NAMES = ('table2_baselines', 'fig5_accuracy', 'fig6_runtime')
+NAMES = ('table2_baselines', 'fig5_accuracy', 'fig6_runtime', 'table5_switching')
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / 'results'
 
 
@@ -139,7 +140,8 @@ def _listing(tasks: Sequence[Task], args: argparse.Namespace) -> list[str]:
 def _head(name: str, experiment: ModuleType, scale: Scale, args: argparse.Namespace) -> list[str]:
     flags = ''.join(f' --{flag}={value}' for flag in ('dataset', 'replicates') if (value := getattr(args, flag)))
     networks = '; '.join(f'{network.title} (in place of the paper\'s {network.paper_title})'
-                         if scale.name != 'paper' else network.title for network in scale.networks)
+                         if scale.name != 'paper' else network.title for network in scale.networks
+                         if network.name in getattr(experiment, 'NETWORKS', (network.name,)))
     return [f'# {experiment.TITLE}', '', f'`python -m experiments.{name} --scale={scale.name}{flags}`', '',
             f'{networks}.', '', tables.LEGEND]
 

@@ -61,6 +61,23 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Switching:
+    """Table 5. portfolio: compression ratio -> the level of IMP that has it.
+
+    shrinking: what replaces the training hyperparameters in each phase in which the super-network becomes elastic.
+    num_candidates: sub-networks of which num_levels are kept; num_images: for their batch-norm statistics.
+    num_rounds: of switches up and down the whole portfolio.
+    """
+
+    portfolio: Mapping[int, int]
+    shrinking: Mapping[str, float | str]
+    num_candidates: int = 24
+    num_levels: int = 6
+    num_images: int = 2000
+    num_rounds: int = 20
+
+
+@dataclass(frozen=True)
 class Scale:
     """levels: compression ratio -> the level of IMP that has it. num_threads: of each run; None leaves it to torch.
 
@@ -73,6 +90,7 @@ class Scale:
     num_replicates: int
     num_threads: int | None
     timing: Timing
+    switching: Switching
     arguments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     folder: str = ''
 
@@ -121,10 +139,12 @@ def _smoke() -> Scale:
     training = TrainingHparams(
         optimizer_name='sgd', lr=0.05, training_steps='2ep', momentum=0.9, milestone_steps='1ep', gamma=0.1,
         weight_decay=1e-4)
+    shrinking = dict(lr=0.05, training_steps='1ep', milestone_steps='1ep')
     return _reduced(
         'smoke', ('cifar_narrowvgg_5_8', 'cifar_resnet_8_4'), DatasetHparams('digits', 32, subsample_fraction=0.1),
         {'vgg': training, 'resnet': training}, rewinding_steps='5it', pruning_fraction=0.75, levels={4: 1, 16: 2},
         num_replicates=1, timing=Timing(batch_sizes=(1,), budget_s=0, num_images=64),
+        switching=Switching({4: 1, 16: 2}, shrinking, num_candidates=5, num_levels=3, num_images=64, num_rounds=1),
         arguments={'synflow': dict(prune_iterations='5'),
                    'ntk_sap': dict(prune_iterations='2', strategy_options='num_draws=1')})
 
@@ -133,11 +153,14 @@ def _small() -> Scale:
     training = TrainingHparams(
         optimizer_name='sgd', lr=0.1, training_steps='2ep', momentum=0.9, milestone_steps='180it,210it', gamma=0.1,
         weight_decay=1e-4, amp='bf16', channels_last=True)
+    shrinking = dict(lr=0.05, training_steps='4ep', milestone_steps='340it,420it')
     return _reduced(
         'small', ('cifar_narrowvgg_5_16', 'cifar_resnet_8_16'),
         DatasetHparams('fashion_mnist_32', 64, subsample_fraction=0.12), {'vgg': training, 'resnet': training},
         rewinding_steps='20it', pruning_fraction=0.5, levels={4: 2, 16: 4, 64: 6, 256: 8}, num_replicates=3,
-        timing=Timing(batch_sizes=(1, 16), budget_s=0.1), arguments={'ntk_sap': dict(strategy_options='num_draws=1')})
+        timing=Timing(batch_sizes=(1, 16), budget_s=0.1),
+        switching=Switching({16: 4, 64: 6, 128: 7, 256: 8}, shrinking),
+        arguments={'ntk_sap': dict(strategy_options='num_draws=1')})
 
 
 def _paper() -> Scale:
@@ -145,7 +168,10 @@ def _paper() -> Scale:
     networks = tuple(
         Network(name, _rewound(models_registry.get_default_hparams(model), '2000it'), *_PAPER[name])
         for name, model in (('vgg', 'cifar_vgg_16'), ('resnet', 'tinyimagenet_resnet_50')))
-    return Scale('paper', networks, levels, num_replicates=3, num_threads=None, timing=Timing())
+    # OFA's learning rates: 0.0075, then 0.0025.
+    shrinking = dict(lr=0.0075, training_steps='25ep', milestone_steps='13ep', gamma=1 / 3)
+    return Scale('paper', networks, levels, num_replicates=3, num_threads=None, timing=Timing(),
+                 switching=Switching({16: 12, 64: 19, 128: 22, 256: 25}, shrinking))
 
 
 _SCALES = {'smoke': _smoke, 'small': _small, 'paper': _paper}
@@ -155,7 +181,7 @@ _PAPER = {'vgg': ('vgg16_cifar10', 'VGG-16, CIFAR-10'), 'resnet': ('resnet50_tin
 def _reduced(
     name: str, models: tuple[str, str], dataset: DatasetHparams, training: Mapping[str, TrainingHparams], *,
     rewinding_steps: str, pruning_fraction: float, levels: Mapping[int, int], num_replicates: int, timing: Timing,
-    arguments: Mapping[str, Mapping[str, str]],
+    switching: Switching, arguments: Mapping[str, Mapping[str, str]],
 ) -> Scale:
     """A VGG and a ResNet that are small. No layer is exempt from pruning: the output layer alone, which the paper
     exempts in its VGG, would be more than all that is left of a small network at 256x."""
@@ -165,7 +191,8 @@ def _reduced(
             PruningHparams(pruning_strategy='sparse_global', pruning_fraction=pruning_fraction),
         ), rewinding_steps), *_PAPER[network])
         for network, model in zip(_PAPER, models, strict=True))
-    return Scale(name, networks, levels, num_replicates, num_threads=1, timing=timing, arguments=arguments)
+    return Scale(name, networks, levels, num_replicates, num_threads=1, timing=timing, switching=switching,
+                 arguments=arguments)
 
 
 def _rewound(desc: LotteryDesc, rewinding_steps: str) -> LotteryDesc:

@@ -1,4 +1,4 @@
-"""The experiments as a user types them: all three at scale `smoke`, killed, failing, listed."""
+"""The experiments as a user types them: all four at scale `smoke`, killed, failing, listed."""
 
 import fcntl
 import os
@@ -41,11 +41,12 @@ def text(name, folder):
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
-    """The folder in which all three have been run. Figure 6 needs all runs of the other two."""
+    """The folder in which all four have been run. Figure 6 needs all runs of the first two."""
     folder = tmp_path_factory.mktemp('smoke')
     with all_installed():
         for name, summary in (('fig6_runtime', '64 of 64 runs to do'), ('fig5_accuracy', '0 of 32 runs to do'),
-                              ('table2_baselines', '0 of 2 runs to do')):
+                              ('table2_baselines', '0 of 2 runs to do'),
+                              ('table5_switching', '2 of 4 runs to do')):
             outcome = here(name, folder, '--jobs=2')
             assert outcome.status == 0, outcome.out + outcome.err
             assert summary in outcome.out
@@ -55,7 +56,8 @@ def smoke(tmp_path_factory):
 def test_all_is_written(smoke):
     assert sorted(path.name for path in (smoke / 'results' / 'smoke').iterdir()) == [
         'fig5_accuracy.csv', 'fig5_accuracy.md', 'fig5_accuracy.png', 'fig6_runtime.csv', 'fig6_runtime.md',
-        'fig6_runtime.png', 'table2_baselines.csv', 'table2_baselines.md']
+        'fig6_runtime.png', 'table2_baselines.csv', 'table2_baselines.md', 'table5_switching.csv',
+        'table5_switching.md', 'table5_switching.png']
     for name in command.NAMES:
         assert 'missing' not in text(name, smoke).split('`missing`: not run yet, or failed.')[1]
         assert 'nan' not in text(name, smoke).lower().replace('resnet50_tinyimagenet', '')
@@ -93,7 +95,7 @@ def test_the_list_of_experiments(smoke, installed):
     outcome = helpers.run_main('experiments', '--scale=smoke', *(f'--{each}={smoke / each}' for each in FOLDERS))
     assert outcome.status == 0, outcome.err
     lines = [line.split() for line in outcome.out.splitlines()]
-    for name, num in zip(command.NAMES, ('2', '32', '64'), strict=True):
+    for name, num in zip(command.NAMES, ('2', '32', '64', '4'), strict=True):
         assert [name, 'smoke', num, '0', '0', str(smoke / 'results' / 'smoke' / f'{name}.md')] in lines
     other = helpers.run_main('experiments', '--scale=smoke', '--replicates=2', f'--root={smoke / "root"}')
     assert ['fig5_accuracy', 'smoke', '32', '32', '0'] in [line.split()[:5] for line in other.out.splitlines()]
