@@ -1,6 +1,6 @@
 # make demo   a lottery experiment on real images, its portfolio of smaller models in one package, and one simulated
 #             minute of a load on it (minutes, no GPU needed)
-# make test   everything the project promises, checked (about 9 minutes on 2 cores)
+# make test   everything the project promises, checked (about 6 minutes on 2 cores)
 # make test-full   the same with every architecture of torchvision and more generated graphs
 # Both set up .venv first. PYTHON=python3.12 picks another interpreter.
 
@@ -20,10 +20,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-full: $(VENV)/.installed
-	$(RUN) -m pytest -m 'full or not full'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'full or not full'
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -13,6 +13,7 @@ import pytest
 from experiments import fig5_accuracy, fig6_runtime, measurements, methods, scales, table2_baselines, tables
 from open_lth.models import registry as models_registry
 from tests.conftest import make_platform
+from tests.experiments.conftest import all_installed
 
 RATIOS = (4, 16)
 
@@ -148,7 +149,7 @@ def test_another_network_is_not_the_papers(scale, monkeypatch):
 def measured_root(scale, tmp_path_factory):
     """Where one measurement of Figure 6 has been made: IMP at 4x of the VGG, of models that are not trained."""
     root = tmp_path_factory.mktemp('measured') / 'root'
-    with make_platform(root=root).in_force():
+    with all_installed(), make_platform(root=root).in_force():
         task = the_measurement(fig6_runtime.runs(scale))
         for trained in (task.model, task.baseline):
             model = models_registry.get(trained.network.training.model_hparams)
