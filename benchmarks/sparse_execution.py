@@ -48,7 +48,7 @@ from dnnshifter_ext.profiler import Speedup, speedup
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
 from dnnshifter_ext.sparse import library
-from dnnshifter_ext.sparse.choice import median_ms, with_execution
+from dnnshifter_ext.sparse.choice import with_execution
 from dnnshifter_ext.sparse.convolution import block_size
 from dnnshifter_ext.sparse.filters import SparseFilters
 from dnnshifter_ext.sparse.hybrid import candidates
@@ -188,7 +188,8 @@ def _layers(model: fx.GraphModule, inputs: torch.Tensor) -> list[Layer]:
         ways = {'dense': functools.partial(layer, x), 'sparse': functools.partial(sparse, across),
                 'whole kernels': functools.partial(_whole_kernels(layer, kept), across),
                 'compressed rows': _compressed_rows(layer, x)}
-        times = dict(zip(ways, median_ms(list(ways.values())), strict=True))
+        rounds_ms = _in_turn(list(ways.values()), seconds=0)
+        times = {way: statistics.median(runs) for way, runs in zip(ways, zip(*rounds_ms, strict=True), strict=True)}
         found.append(Layer(path, sparse.filters().density, tuple(x.shape[1:]),
                            2 * sparse.num_nonzero * num_outputs * 1e-9, float(kept.float().mean()), times))
     return found
