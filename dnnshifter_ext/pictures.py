@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from dnnshifter_ext import paths
+from dnnshifter_ext import paths, portfolio
 from dnnshifter_ext import plan as plans
 from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.profiler import MIN_GAIN
@@ -31,6 +31,8 @@ _KINDS = {reason.partition('{')[0]: kind for reason, kind in (
     (plans.MERGED, 'goes: constant, now in a carrier channel'),
     (plans.SHIFTED, 'goes: constant, now added in an addition'),
     (plans.ZERO_FILTER, 'goes: all-zero filter, its constant dropped'))}
+_BATCH_COLORS = {1: 'tab:orange', 128: 'tab:green'}
+_FORM_STYLES = {'pruned': dict(marker='o', markersize=4), 'hybrid': dict(marker='^', linestyle=':', fillstyle='none')}
 _COLORS = {STAYS: 'tab:blue', BARRIER: 'lightsteelblue'} | dict(zip(
     _KINDS.values(), ('tab:orange', '0.8', 'tab:green', 'tab:olive', 'tab:purple', 'tab:red'), strict=True))
 
@@ -130,6 +132,7 @@ def _draw_sizes(axes: Axes, frame: pd.DataFrame) -> None:
             ('params_stored_sparse', 'sparse model: stored', '0.5', dict(linestyle='--', marker='s', fillstyle='none')),
             ('params_stored_paper_rule', "by the paper's rule: stored", 'tab:orange', dict(marker='x')),
             ('params_stored', 'pruned: stored', 'tab:blue', dict(marker='o')),
+            ('params_stored_hybrid', 'hybrid: stored', 'tab:green', dict(marker='^', fillstyle='none')),
             ('params_nonzero', 'pruned: not zero', 'tab:blue', dict(marker='.', linestyle=':'))):
         axes.plot(ratio, frame[column], label=label, color=color, **style)
     axes.set_yscale('log')
@@ -138,15 +141,17 @@ def _draw_sizes(axes: Axes, frame: pd.DataFrame) -> None:
 
 def _draw_speedups(axes: Axes, frame: pd.DataFrame) -> None:
     axes.axhspan(1 / MIN_GAIN, MIN_GAIN, color='0.9', label='no gain')
-    columns = {batch_size: column for batch_size in (1, 128)
-               if (column := f'cpu_speedup_batch_{batch_size}_over_fused') in frame}
-    for (batch_size, column), color in zip(columns.items(), ('tab:orange', 'tab:green')):
+    columns = {(form, batch_size): column for form in portfolio.FORMS for batch_size in (1, 128)
+               if (column := portfolio.speedup_column('cpu', batch_size, form, 'fused')) in frame}
+    for (form, batch_size), column in columns.items():
         speedup = frame[column]
         interval = np.stack([speedup - frame[f'{column}_low'], frame[f'{column}_high'] - speedup])
-        axes.errorbar(frame['compression_ratio'], speedup, interval, color=color, marker='o', markersize=4, capsize=2,
-                      label=f'batch {batch_size}, with its 95 % interval')
+        axes.errorbar(frame['compression_ratio'], speedup, interval, color=_BATCH_COLORS[batch_size], capsize=2,
+                      label=f'{portfolio.FORMS[form]}, batch {batch_size}, with its 95 % interval',
+                      **_FORM_STYLES[form])
     # One disturbed measurement may have an interval of many times that.
-    axes.set_ylim(0, 1.5 * frame[[*columns.values()]].to_numpy().max())
+    axes.set_ylim(0.7, 1.5 * frame[[*columns.values()]].to_numpy().max())
+    axes.set_yscale('log', base=2)
     axes.set_ylabel('CPU speed-up over the sparse model, fused')
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:.2g}x')
 

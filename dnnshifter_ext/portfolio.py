@@ -184,7 +184,7 @@ def _columns(row: Row) -> dict:
             columns[_latency_column(where, latency.batch_size, form)] = latency.p50_ms
             columns[_latency_column(where, latency.batch_size, form, 'p95')] = latency.p95_ms
             for base, speedup in latency.speedup_over.items() if form in FORMS else ():
-                column = _speedup_column(where, latency.batch_size, form, base)
+                column = speedup_column(where, latency.batch_size, form, base)
                 columns |= {column: speedup.median, f'{column}_low': speedup.low, f'{column}_high': speedup.high,
                             f'{column}_is_gain': speedup.is_gain}
     for sparse, pruned in zip(row.unfused.peak_memory, row.pruned.peak_memory, strict=True):
@@ -201,7 +201,8 @@ def _latency_column(where: str, batch_size: int, form: str, percentile: str = 'p
     return f'{where}_latency_{percentile}_ms_batch_{batch_size}_{form}'
 
 
-def _speedup_column(where: str, batch_size: int, form: str, base: str) -> str:
+def speedup_column(where: str, batch_size: int, form: str, base: str) -> str:
+    """The name of the column of a form's speed-up over `base`; `_low` and `_high` are its interval."""
     of = '' if form == 'pruned' else f'_{form}'
     return f'{where}_speedup_batch_{batch_size}{of}_over_{base}'
 
@@ -217,7 +218,7 @@ def _latency_table(frame: pd.DataFrame, where: str, form: str) -> str:
         if _latency_column(where, batch_size, form) in frame:
             p50, p95 = (map(_three_digits, frame[_latency_column(where, batch_size, form, percentile)])
                         for percentile in ('p50', 'p95'))
-            unfused, fused = (_speedups(frame, _speedup_column(where, batch_size, form, base))
+            unfused, fused = (_speedups(frame, speedup_column(where, batch_size, form, base))
                               for base in ('unfused', 'fused'))
             columns += [(f'batch {batch_size}', '  p50', p50), ('', '  p95', p95),
                         ('speed-up over', 'unfused', unfused), ('', '  fused', fused)]

@@ -87,8 +87,10 @@ def test_costs_are_those_of_the_portfolio():
     assert lines['pruned: stored'] == [2**20, 2**19, 2**18, 2**20]
     assert lines['pruned: not zero'] == [2**19, 2**18, 2**17, 2**19]
     assert lines["by the paper's rule: stored"] == [3 * 2**18] * 4 and lines['sparse model: stored'] == [2**20] * 4
-    batch_1, batch_128 = speedups.containers
+    assert lines['hybrid: stored'] == [2**20, 2**19, 2**18, 2**20]  # none: what would be run is the pruned model
+    batch_1, batch_128, *hybrids = speedups.containers
+    assert [line.get_label().split(',')[0] for line in hybrids] == ['hybrid'] * 2
     np.testing.assert_allclose(batch_1.lines[0].get_ydata(orig=False), [1, 1.6, 2, 8 / 8.16])
     bars = batch_1.lines[2][0].get_segments()
     np.testing.assert_allclose(bars[2][:, 1], [0.99 * 2, 1.01 * 2])
-    assert batch_128.get_label().startswith('batch 128')
+    assert batch_128.get_label().startswith('all layers dense, batch 128')
