@@ -19,8 +19,9 @@ SOURCE = Path(__file__).with_name('kernels.c')
 COMPILERS = ('cc', 'gcc', 'clang')
 FLAGS = ('-O3', '-std=gnu11', '-shared', '-fPIC')
 NATIVE = '-march=native'
-# OpenMP runtimes, by what their file names contain. All have the entry point of GNU's.
-_OPENMP = ('libgomp', 'libiomp', 'libomp')
+# What the names of files contain through which GNU's entry point into an OpenMP runtime is found, the best first: torch
+# leads to its own; then any. A process may have several, from scikit-learn say.
+_OPENMP = ('libtorch_cpu', 'libgomp', 'libiomp', 'libomp')
 _lock = threading.Lock()
 
 
@@ -95,12 +96,13 @@ def _processor() -> str:
 
 
 def _find_parallel() -> int | None:
-    """From the runtime that is loaded already, torch's say: the threads of a second one would be in its way."""
+    """From the runtime that torch uses, if it is loaded: its threads wait for more work in a loop, and those of another
+    would find no core."""
     try:
         loaded = [line.split()[-1] for line in Path('/proc/self/maps').read_text().splitlines() if '/' in line]
     except OSError:
         loaded = []
-    candidates = [path for path in dict.fromkeys(loaded) if any(name in os.path.basename(path) for name in _OPENMP)]
+    candidates = [path for name in _OPENMP for path in dict.fromkeys(loaded) if name in os.path.basename(path)]
     addresses = map(_address_of_parallel, (*candidates, 'libgomp.so.1', 'libomp.so', 'libomp.dylib'))
     return next((address for address in addresses if address), None)
 

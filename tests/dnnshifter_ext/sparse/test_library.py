@@ -1,4 +1,4 @@
-"""The kernels are compiled on first use. Each case is a process of its own, without torch."""
+"""The kernels are compiled on first use, and find threads to run on. Each case is a process of its own."""
 
 import os
 import subprocess
@@ -106,3 +106,31 @@ def test_a_broken_compiler(tmp_path, script, reason):
     assert said(start(tmp_path, CC=str(compiler))) == COMPILES + (
         f'dnnshifter: {compiler} cannot compile the sparse kernels ({reason}): sparse layers run on scipy, slowly\n')
     assert compiled(tmp_path) == []
+
+
+SHARES_THREADS = """
+import torch
+import sklearn.datasets  # has an OpenMP runtime of its own
+from dnnshifter_ext.sparse import library
+
+address = library.load().parallel
+runtimes = {}
+for line in open('/proc/self/maps'):
+    place, *_, path = line.split()
+    if 'libgomp' in path:
+        begin, end = (int(limit, 16) for limit in place.split('-'))
+        runtimes.setdefault(path, []).append(begin <= address < end)
+[used] = [path for path, places in runtimes.items() if any(places)]
+print(len(runtimes), 'torch' in used)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_of_several_openmp_runtimes_torchs_is_used(needs_compiler):
+    """Threads of another would find no core: torch's wait for more work in a loop."""
+    process = subprocess.run([sys.executable, '-c', SHARES_THREADS], cwd=helpers.REPOSITORY, text=True, check=True,
+                             capture_output=True)
+    num_runtimes, is_torchs = process.stdout.split()
+    if num_runtimes == '1':
+        pytest.skip('there is only one here')
+    assert is_torchs == 'True'
