@@ -17,11 +17,9 @@ from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
 from dnnshifter_ext.sparse.choice import EXECUTIONS, Execution, with_execution
-from dnnshifter_ext.verify import Comparison, compare_outputs, outputs_as_run, outputs_of
+from dnnshifter_ext.verify import EXACT_TOLERANCE, Comparison, compare_outputs, outputs_as_run, outputs_of
 
-# Shares of the range of the outputs. Carried out in float64, a step is exact but for the order of its sums.
-EXACT_TOLERANCE = 1e-9
-# The weights that are handed out are rounded to their own type.
+# Share of the range of the outputs: the weights that are handed out are rounded to their own type.
 ROUNDING_TOLERANCE = 1e-4
 
 

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+# Share of the range of the outputs: carried out in float64, a step is exact but for the order of its sums.
+EXACT_TOLERANCE = 1e-9
+
 
 @dataclass(frozen=True)
 class Comparison:

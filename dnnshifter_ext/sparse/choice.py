@@ -17,12 +17,12 @@ from dnnshifter_ext.sparse import library
 from dnnshifter_ext.sparse.convolution import block_size, is_across_images
 from dnnshifter_ext.sparse.hybrid import candidates, is_per_image, to_hybrid
 from dnnshifter_ext.sparse.layers import from_dense
+from dnnshifter_ext.verify import EXACT_TOLERANCE
 
 EXECUTIONS = ('dense', 'sparse', 'auto')
 NUM_ROUNDS = 7
 LATENCY_TOLERANCE = 1.05
 SMALL_BYTES = 2**16
-EXACT_TOLERANCE = 1e-9  # of the largest output, in float64
 
 
 @dataclass(frozen=True)
