@@ -11,6 +11,7 @@ import time
 import torch
 from torch import fx, nn
 
+from dnnshifter_ext import ops
 from dnnshifter_ext.costs import size_bytes
 from dnnshifter_ext.graph import trace_shapes
 from dnnshifter_ext.sparse import library
@@ -146,7 +147,9 @@ def _why_dense(model: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> str:
 
 
 def _treats_each_alone(model: fx.GraphModule, image: torch.Tensor) -> bool:
-    """Whether two images together give what they give one by one: found by trying, free of rounding."""
+    """Whether two images together give what they give one by one: by its norms, and by trying, free of rounding."""
+    if any(type(norm) in ops.BATCH_NORMS and norm.running_mean is None for norm in model.modules()):
+        return False  # it goes by the images at hand
     model = copy.deepcopy(model).double()
     pair = torch.cat([image, torch.rand(image.shape, generator=torch.Generator().manual_seed(0))]).double()
     with torch.inference_mode():

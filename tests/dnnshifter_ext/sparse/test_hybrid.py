@@ -96,7 +96,7 @@ def test_generated_networks(num_networks):
             assert torch.equal(export.from_data(data)(x), hybrid(x))
 
     for_networks(num_networks, check)
-    assert reasons.count('') > 0.6 * len(reasons)
+    assert reasons.count('') > 0.5 * len(reasons)
     assert set(reasons) <= {'', 'no layer has a sparse form',
                             'what the model computes for an image depends on the others of its batch'}
 
