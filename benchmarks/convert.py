@@ -22,7 +22,6 @@ import ctypes
 from dataclasses import asdict, dataclass
 import gc
 import importlib.metadata
-import json
 import multiprocessing
 from pathlib import Path
 import platform
@@ -33,7 +32,7 @@ import sys
 import torch
 from torch import nn
 
-from benchmarks import checkpoints, converters
+from benchmarks import checkpoints, converters, output
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.converters import Converter, Stages
 import dnnshifter_ext
@@ -44,7 +43,6 @@ from dnnshifter_ext.profiler import Latency, compare_latency
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
 from open_lth.foundations.errors import UserError
-from open_lth.foundations.files import write_atomically
 
 NUM_INPUTS = 64  # for the differences
 NUM_EXAMPLES = 16  # what a conversion is given, as by main.py convert
@@ -345,8 +343,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for backend in args.backends.split(','):
             if backend not in BACKENDS:
                 raise UserError(f"--backends: there is no '{backend}', but {', '.join(BACKENDS)}")
-        if args.output and not Path(args.output).absolute().parent.is_dir():
-            raise UserError(f'--output: there is no folder {Path(args.output).parent}')
+        output.require_folder(args.output)
         batch_sizes = [int(size) for size in args.batch_sizes.split(',')]
         chosen, used, results = choose(args.checkpoints, args.only), machine(), []
         print(', '.join(f'{key} {value}' for key, value in used.items()), flush=True)
@@ -357,10 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f'\n{report(results[-1])}', flush=True)
     except UserError as error:
         sys.exit(f'error: {error}')
-    if args.output:
-        with write_atomically(args.output) as file:
-            json.dump({'machine': used, 'arguments': vars(args), 'results': [asdict(r) for r in results]}, file,
-                      indent=1)
+    output.write(args.output, {'machine': used, 'arguments': vars(args), 'results': [asdict(r) for r in results]})
 
 
 def _first_line(error: Exception) -> str:

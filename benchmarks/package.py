@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 from dataclasses import asdict, dataclass
 import io
-import json
-from pathlib import Path
 import statistics
 import sys
 import time
@@ -29,12 +27,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import checkpoints
+from benchmarks import checkpoints, output
 from benchmarks.convert import choose, machine
 import dnnshifter_ext
 from dnnshifter_ext.package import PackedVariant, deflate, models, read, write
 from open_lth.foundations.errors import UserError
-from open_lth.foundations.files import write_atomically
 from open_lth.pruning import sparse_global
 from open_lth.pruning.mask import Mask
 
@@ -192,8 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.rounds < 1:
             raise UserError(f'--rounds must be at least 1, not {args.rounds}')
-        if args.output and not Path(args.output).absolute().parent.is_dir():
-            raise UserError(f'--output: there is no folder {Path(args.output).parent}')
+        output.require_folder(args.output)
         with one_thread():
             used = machine() | {'inflating with': deflate.LIBRARY}
             print(', '.join(f'{key} {value}' for key, value in used.items()), flush=True)
@@ -202,10 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f'\n{report(results[-1])}', flush=True)
     except UserError as error:
         sys.exit(f'error: {error}')
-    if args.output:
-        with write_atomically(args.output) as file:
-            json.dump({'machine': used, 'arguments': vars(args), 'results': [asdict(r) for r in results]}, file,
-                      indent=1)
+    output.write(args.output, {'machine': used, 'arguments': vars(args), 'results': [asdict(r) for r in results]})
 
 
 if __name__ == '__main__':

@@ -21,7 +21,6 @@ import copy
 import ctypes
 from dataclasses import asdict, dataclass
 import functools
-import json
 import os
 from pathlib import Path
 import platform
@@ -38,6 +37,7 @@ import torch
 from torch import fx, nn
 import torch.nn.functional as F
 
+from benchmarks import output
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.convert import choose
 from dnnshifter_ext import backends
@@ -322,9 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for checkpoint in found:
         results.append(measure(checkpoint, args.seconds, batch_sizes, args.layers))
         print(f'\n{report(results[-1])}', flush=True)
-    if args.output:
-        with write_atomically(args.output) as file:
-            json.dump({'machine_gflops': peaks, 'results': [asdict(result) for result in results]}, file, indent=1)
+    output.write(args.output, {'machine_gflops': peaks, 'results': [asdict(result) for result in results]})
     if args.figure:
         with write_atomically(args.figure, 'wb') as file:
             figure(results).savefig(file, format='png', dpi=150)

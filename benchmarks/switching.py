@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 import gc
 import io
 import itertools
-import json
 from pathlib import Path
 import sys
 import threading
@@ -36,7 +35,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import checkpoints
+from benchmarks import checkpoints, output
 from benchmarks.convert import machine, spread
 from benchmarks.package import HALVED, networks, one_thread
 import dnnshifter_ext
@@ -45,7 +44,6 @@ from dnnshifter_ext.package import Package, PackageError, deflate, models, read,
 from dnnshifter_ext.runtime import History, QPSTrend, Runtime, SwitchDecision, SwitchRecord, backends
 from dnnshifter_ext.sparse.choice import EXECUTIONS
 from open_lth.foundations.errors import UserError
-from open_lth.foundations.files import write_atomically
 
 MIB = 2**20
 PHASES = ('decide_ms', 'inflate_ms', 'rebuild_ms', 'first_inference_ms')
@@ -301,8 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         unknown = set(args.backends.split(',')) - set(backends.NAMES)
         if unknown:
             raise UserError(f"--backends: there is no '{min(unknown)}', only {', '.join(backends.NAMES)}")
-        if args.output and not Path(args.output).absolute().parent.is_dir():
-            raise UserError(f'--output: there is no folder {Path(args.output).parent}')
+        output.require_folder(args.output)
         with one_thread():
             used = machine() | {'inflating with': deflate.LIBRARY}
             print(', '.join(f'{key} {value}' for key, value in used.items()), flush=True)
@@ -314,11 +311,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f'\n{report(portfolio, backend, results[backend], ensemble_times_ms)}', flush=True)
     except (UserError, PackageError) as error:
         sys.exit(f'error: {error}')
-    if args.output:
-        data = {'machine': used, 'arguments': vars(args), 'ensemble_ms': ensemble_times_ms,
-                'results': {backend: _plain_data(result) for backend, result in results.items()}}
-        with write_atomically(args.output) as file:
-            json.dump(data, file, indent=1)
+    output.write(args.output, {'machine': used, 'arguments': vars(args), 'ensemble_ms': ensemble_times_ms,
+                               'results': {backend: _plain_data(result) for backend, result in results.items()}})
 
 
 if __name__ == '__main__':

@@ -49,7 +49,7 @@ class ExportRunner(Runner):
     def run(self) -> None:
         path = pathlib.Path(paths.model(self.model)) if self.model.is_dir() else self.model
         common.check_outputs([self.output], path, 'model')
-        _require_packages()
+        require_packages()
         try:
             model = export.load(path)
         except ValueError as error:
@@ -76,7 +76,8 @@ class ExportRunner(Runner):
             f'ONNX: {self.output} ({len(content):,} bytes), {onnx.INPUT}: batch x {" x ".join(map(str, shape))}']))
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Raises UserError where what writes and checks ONNX is not installed."""
     try:
         for name in PACKAGES:
             importlib.import_module(name)

@@ -107,9 +107,9 @@ class PortfolioRunner(Runner):
     def _export_onnx(self) -> None:
         from dnnshifter_ext import onnx
         from dnnshifter_ext.cli import common
-        from dnnshifter_ext.cli.export import _require_packages
+        from dnnshifter_ext.cli.export import require_packages
         from dnnshifter_ext.package import models
-        _require_packages()
+        require_packages()
         for variant in self._chosen():
             with _naming(self.path):
                 model = models.rebuild(variant)

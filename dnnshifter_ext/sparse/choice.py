@@ -16,6 +16,7 @@ from dnnshifter_ext.costs import size_bytes
 from dnnshifter_ext.graph import trace_shapes
 from dnnshifter_ext.sparse import library
 from dnnshifter_ext.sparse.convolution import block_size, is_across_images
+from dnnshifter_ext.sparse.filters import SparseFilters
 from dnnshifter_ext.sparse.hybrid import candidates, is_per_image, to_hybrid
 from dnnshifter_ext.sparse.layers import from_dense
 from dnnshifter_ext.verify import EXACT_TOLERANCE
@@ -77,30 +78,31 @@ def with_execution(
     dense, sparse wherever that is smaller, and sparse where the layer alone is faster so, too; of those nearly as fast,
     and no slower than dense, the smallest.
     """
-    reason = _why_dense(model, inputs)
+    nodes = candidates(model)
+    reason = _why_dense(model, inputs, nodes)
     if reason:
         return model, Execution((), reason)
-    forms = {path: from_dense(model.get_submodule(path)) for path in candidates(model)}
+    forms = {path: from_dense(model.get_submodule(path)) for path in nodes}
     if execution == 'auto':
         forms = {path: form for path, form in forms.items() if not _grows(model.get_submodule(path), form)}
         if not forms:
             return model, Execution((), 'every layer would be larger sparse')
+    filters = {path: form.filters() for path, form in forms.items()}
     layers = {
-        path: LayerExecution(path, 'sparse', form.filters().density, dense_bytes=size_bytes(model.get_submodule(path)),
+        path: LayerExecution(path, 'sparse', filters[path].density, dense_bytes=size_bytes(model.get_submodule(path)),
                              sparse_bytes=size_bytes(form))
         for path, form in forms.items()}
     if execution == 'sparse':
-        return to_hybrid(model, forms), Execution(tuple(layers.values()))
+        return to_hybrid(model, forms, filters), Execution(tuple(layers.values()))
     [batch] = inputs
     block = batch[:block_size()]
     shapes = trace_shapes(model, [batch[:1]])
-    nodes = candidates(model)
     for path, form in forms.items():
         shape = shapes[nodes[path].args[0].name]
         dense_ms, sparse_ms = _time_layer(model.get_submodule(path), form, shape, len(block))
         layers[path] = LayerExecution(**asdict(layers[path]) | {
             'execution': 'sparse' if sparse_ms < dense_ms else 'dense', 'dense_ms': dense_ms, 'sparse_ms': sparse_ms})
-    models = _models(model, [path for path, layer in layers.items() if layer.execution == 'sparse'], list(forms))
+    models = _models(model, [path for path, layer in layers.items() if layer.execution == 'sparse'], filters)
     times_ms = dict(zip(models, median_ms([lambda run=run: run(batch) for run in models.values()]), strict=True))
     limit_ms = min(LATENCY_TOLERANCE * min(times_ms.values()), times_ms['dense'])
     chosen = min((name for name in models if times_ms[name] <= limit_ms), key=lambda name: size_bytes(models[name]))
@@ -132,12 +134,12 @@ def _grows(dense: nn.Module, sparse: nn.Module) -> bool:
     return size_bytes(sparse) > max(size_bytes(dense), SMALL_BYTES)
 
 
-def _why_dense(model: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> str:
+def _why_dense(model: fx.GraphModule, inputs: tuple[torch.Tensor, ...], nodes: dict[str, fx.Node]) -> str:
     if len(inputs) != 1 or inputs[0].dim() < 2 or not is_per_image(model):
         return 'sparse execution takes models of one batch of inputs and one of outputs'
     if inputs[0].device.type != 'cpu' or inputs[0].dtype != torch.float32:
         return f'sparse execution is for float32 on the CPU, not {inputs[0].dtype} on {inputs[0].device}'
-    if not candidates(model):
+    if not nodes:
         return 'no layer has a sparse form'
     if library.load() is None:
         return 'there is no C compiler for the sparse kernels'
@@ -168,10 +170,9 @@ def _time_layer(dense: nn.Module, sparse: nn.Module, shape: torch.Size, num_imag
     return dense_ms, sparse_ms
 
 
-def _models(model: fx.GraphModule, faster: list[str], able: list[str]) -> dict[str, nn.Module]:
-    models: dict[str, nn.Module] = {'dense': model, 'sparse': to_hybrid(model, able)}
+def _models(model: fx.GraphModule, faster: list[str], able: dict[str, SparseFilters]) -> dict[str, nn.Module]:
+    """The hybrids share their weights."""
+    models: dict[str, nn.Module] = {'dense': model, 'sparse': to_hybrid(model, able, able)}
     if faster and len(faster) < len(able):
-        models['mixed'] = to_hybrid(model, faster)
+        models['mixed'] = to_hybrid(model, faster, able)
     return models
-
-

@@ -97,7 +97,7 @@ def to_dense(model: InBlocks) -> fx.GraphModule:
                 replacements[node.target] = layer.to_dense()
             except ValueError as error:
                 raise ValueError(f"'{node.target}' cannot be dense: {error}") from error
-            if getattr(layer, 'pool', 1) == 2:
+            if layer.pool == 2:
                 _follow_with(node, functional.max_pool2d, 2)
             if (layer.low, layer.high) != NO_CLAMP:
                 _follow_with(node, torch.clamp, layer.low, layer.high)

@@ -26,6 +26,8 @@ class SparseLayer(nn.Module):
 
     bias (O,), pointers (O + 1,), positions and values (num_nonzero,): buffers, see SparseFilters."""
 
+    pool = 1
+
     def __init__(self, num_filters: int, num_nonzero: int, low: float | None, high: float | None) -> None:
         super().__init__()
         self.num_nonzero, self.low, self.high = num_nonzero, low, high

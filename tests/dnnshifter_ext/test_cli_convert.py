@@ -25,7 +25,6 @@ from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.verify import compare
 from open_lth.cli import runner_registry
 from open_lth.foundations.hparams import ModelHparams
-from open_lth.lottery.branch.registry import registered_branches
 from open_lth.models import registry as models_registry
 from open_lth.pruning.mask import Mask
 from tests import helpers
@@ -37,14 +36,7 @@ RESNET = '--model=tests.dnnshifter_ext.nets:ResNet'
 
 @pytest.fixture(autouse=True)
 def installed():
-    """Installs the extension for one test."""
-    before = [(registry, dict.copy(registry)) for registry in (
-        runner_registry.registered_runners, runner_registry.DESCRIPTIONS, registered_branches)]
     install()
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 from dnnshifter_ext import load, onnx, paths, save
 from dnnshifter_ext.install import install
 from open_lth.cli import runner_registry
-from open_lth.lottery.branch.registry import registered_branches
 from tests import helpers
 from tests.dnnshifter_ext import nets
 
@@ -20,14 +19,7 @@ to_onnx = onnx.to_onnx
 
 @pytest.fixture(autouse=True)
 def installed():
-    """Installs the extension for one test."""
-    before = [(registry, dict.copy(registry)) for registry in (
-        runner_registry.registered_runners, runner_registry.DESCRIPTIONS, registered_branches)]
     install()
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import pytest
 from dnnshifter_ext import level as levels
 from dnnshifter_ext.install import install
 from dnnshifter_ext.profiler import profile_together
-from open_lth.cli.runner_registry import registered_runners
-from open_lth.lottery.branch.registry import registered_branches
 from tests import helpers
 
 FLAGS = ('--model_name=cifar_resnet_8_2', '--model_init=kaiming_normal', '--batchnorm_init=uniform',
@@ -23,14 +21,9 @@ FLAGS = ('--model_name=cifar_resnet_8_2', '--model_init=kaiming_normal', '--batc
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     """Installs the extension for one test."""
-    before = [(registry, dict.copy(registry)) for registry in (registered_runners, registered_branches)]
     quick = functools.partial(profile_together, batch_sizes=(1, 4), budget_s=0)
     monkeypatch.setattr(levels, 'profile_together', quick)
     install()
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
 
 
 def lottery(root, *flags):

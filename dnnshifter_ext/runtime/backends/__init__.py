@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dnnshifter_ext.package import PackedVariant
+from dnnshifter_ext.runtime.program import Program
 from dnnshifter_ext.sparse.filters import SparseFilters
 
 _MODULES = {'torch': 'on_torch', 'onnxruntime': 'on_onnxruntime', 'numpy': 'on_numpy'}
@@ -44,6 +45,20 @@ class Plan(Protocol):
 
     def rebuild(self, weights: Any) -> Model:
         """A new model; it owns the weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramPlan:
+    """What the plans that run a `Program` have in common."""
+
+    variant: PackedVariant
+    program: Program
+    num_threads: int | None
+    num_bytes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.program.input_shape
 
 
 def plans(backend: str, variants: tuple[PackedVariant, ...], num_threads: int | None) -> tuple[Plan, ...]:

@@ -7,7 +7,6 @@ images innermost; everything here keeps that. Large batches are taken in blocks 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 import functools
 import math
 
@@ -15,8 +14,8 @@ import numpy as np
 
 from dnnshifter_ext.package import PackedVariant
 from dnnshifter_ext.runtime import program as programs
-from dnnshifter_ext.runtime.backends import Model, inflate_sparse, num_bytes
-from dnnshifter_ext.runtime.program import Program, Step
+from dnnshifter_ext.runtime.backends import Model, ProgramPlan, inflate_sparse, num_bytes
+from dnnshifter_ext.runtime.program import Step
 from dnnshifter_ext.sparse import library
 from dnnshifter_ext.sparse.convolution import SparseConvolution, block_size
 from dnnshifter_ext.sparse.filters import SparseFilters
@@ -24,17 +23,7 @@ from dnnshifter_ext.sparse.filters import SparseFilters
 LAYERS = ('conv', 'linear')
 
 
-@dataclass(frozen=True, eq=False)
-class NumpyPlan:
-    variant: PackedVariant
-    program: Program
-    num_threads: int | None
-    num_bytes: int
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.program.input_shape
-
+class NumpyPlan(ProgramPlan):
     def inflate(self) -> dict[str, SparseFilters | np.ndarray]:
         """Path of a layer -> its filters; name of any other tensor -> array."""
         weights: dict[str, SparseFilters | np.ndarray] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 import math
 
 import numpy as np
@@ -13,24 +12,14 @@ import onnxruntime
 
 from dnnshifter_ext.package import PackedVariant
 from dnnshifter_ext.runtime import program as programs
-from dnnshifter_ext.runtime.backends import Model
+from dnnshifter_ext.runtime.backends import Model, ProgramPlan
 from dnnshifter_ext.runtime.program import Program, Step
 
 OPSET, IR_VERSION = 17, 8
 _POOLS = {'max_pool': 'MaxPool', 'avg_pool': 'AveragePool'}
 
 
-@dataclass(frozen=True, eq=False)
-class OnnxPlan:
-    variant: PackedVariant
-    program: Program
-    num_threads: int | None
-    num_bytes: int
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.program.input_shape
-
+class OnnxPlan(ProgramPlan):
     def inflate(self) -> dict[str, np.ndarray]:
         return {name: self.variant.dense(name) for name in self.variant.tensors}
 
