@@ -42,6 +42,7 @@ from dnnshifter_ext.graph import capture, trace_shapes
 from dnnshifter_ext.profiler import Latency, compare_latency
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
+from dnnshifter_ext.structure import structure_of
 from open_lth.foundations.errors import UserError
 
 NUM_INPUTS = 64  # for the differences
@@ -217,7 +218,8 @@ def _peak_bytes(conversion: Callable, model: nn.Module, inputs: torch.Tensor) ->
 def _convert_without_proof(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
     """The steps of `dnnshifter_ext.convert` but the last."""
     captured = capture(model)
-    return apply_plan(captured, plan_removal(captured, trace_shapes(captured, [inputs[:1]])))
+    structure = structure_of(captured, trace_shapes(captured, [inputs[:1]]))
+    return apply_plan(captured, plan_removal(structure), structure.facts)
 
 
 def _status_bytes(field: str) -> int:

@@ -40,19 +40,19 @@ import torch.nn.functional as F
 from benchmarks import output
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.convert import choose
-from dnnshifter_ext import backends
+from dnnshifter_ext import backends, compiler
 from dnnshifter_ext.conversion import convert
 from dnnshifter_ext.costs import size_bytes
 from dnnshifter_ext.graph import capture, trace_shapes
 from dnnshifter_ext.profiler import Speedup, speedup
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
-from dnnshifter_ext.sparse import library
 from dnnshifter_ext.sparse.choice import with_execution
 from dnnshifter_ext.sparse.convolution import block_size
 from dnnshifter_ext.sparse.filters import SparseFilters
 from dnnshifter_ext.sparse.hybrid import candidates
 from dnnshifter_ext.sparse.layers import SparseConv2d, from_dense
+from dnnshifter_ext.structure import structure_of
 from open_lth.datasets import registry
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.files import write_atomically
@@ -111,7 +111,8 @@ def measure(checkpoint: Checkpoint, seconds: float, batch_sizes: Sequence[int], 
     model = checkpoint.load()
     few = checkpoint.inputs(NUM_EXAMPLES)
     captured = capture(model)
-    paper = apply_plan(captured, plan_removal(captured, trace_shapes(captured, [few[:1]]), mode='paper'))
+    structure = structure_of(captured, trace_shapes(captured, [few[:1]]))
+    paper = apply_plan(captured, plan_removal(structure, mode='paper'), structure.facts)
     conversion = convert(model, few)
     hybrids = {n: with_execution(conversion.pruned, (checkpoint.inputs(n),), 'auto') for n in batch_sizes}
     models = {CONTIGUOUS: conversion.fused, PAPER: paper, EXACT: conversion.pruned}
@@ -215,12 +216,12 @@ def _compressed_rows(layer: nn.Conv2d, x: torch.Tensor) -> Callable[[], torch.Te
 
 def machine_gflops() -> dict[str, float]:
     """What one core does at most, multiply-adds being 2: from registers, and with one operand from each cache."""
-    compiler = library.compiler()
-    if compiler is None:
+    cc = compiler.find()
+    if cc is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'roofline.so')
-        subprocess.run((compiler, *library.FLAGS, library.NATIVE, os.fspath(ROOFLINE), '-o', path), check=True)
+        subprocess.run((cc, *compiler.FLAGS, compiler.NATIVE, os.fspath(ROOFLINE), '-o', path), check=True)
         gflops = ctypes.CDLL(path).gflops
         gflops.restype = ctypes.c_double
         return {name: gflops(ctypes.c_long(num_bytes)) for name, num_bytes in (

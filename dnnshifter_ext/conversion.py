@@ -12,11 +12,12 @@ from torch import fx, nn
 
 from dnnshifter_ext.fuse import fuse_conv_bn
 from dnnshifter_ext.graph import capture, trace_shapes
-from dnnshifter_ext.layers import facts_of
+from dnnshifter_ext.layers import load_loops
 from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
 from dnnshifter_ext.sparse.choice import EXECUTIONS, Execution, with_execution
+from dnnshifter_ext.structure import structure_of
 from dnnshifter_ext.verify import EXACT_TOLERANCE, Comparison, compare_outputs, outputs_as_run, outputs_of
 
 # Share of the range of the outputs: the weights that are handed out are rounded to their own type.
@@ -34,7 +35,8 @@ class Conversion:
     rounding: `model`, run as it is in float32, against the same; None where that would say nothing new.
     fusion: the fused model against that one: what the rounding of the fused weights does by itself.
     removal: the same conversion carried out in float64 against that one: the proof, free of rounding.
-    capture_time_ms: tracing and shapes; analysis_time_ms: what is constant, what is read, and the plan;
+    capture_time_ms: tracing, shapes, and which channels go together, whatever the weights are; analysis_time_ms: what
+    is constant, what is read, and the plan;
     rebuilding_time_ms: fusing and removal; choosing_time_ms: the choice of the execution, with its measurements;
     verifying_time_ms: the three comparisons.
     """
@@ -75,14 +77,14 @@ def convert(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
     if execution not in EXECUTIONS:
         raise ValueError(f"there is no execution '{execution}'; there are {', '.join(EXECUTIONS)}")
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    load_loops()
     begin_s = time.perf_counter()
     captured = capture(model)
-    shapes = trace_shapes(captured, [part[:1] for part in inputs])
+    structure = structure_of(captured, trace_shapes(captured, [part[:1] for part in inputs]))
     captured_s = time.perf_counter()
-    facts = facts_of(captured)
-    plan = plan_removal(captured, shapes, facts, mode=mode, round_to=round_to)
+    plan = plan_removal(structure, mode=mode, round_to=round_to)
     planned_s = time.perf_counter()
-    pruned = apply_plan(captured, plan, facts)
+    pruned = apply_plan(captured, plan, structure.facts)
     rebuilt_s = time.perf_counter()
     final, chosen = (pruned, None) if execution == 'dense' else with_execution(pruned, inputs, execution)
     chosen_s = time.perf_counter()

@@ -44,20 +44,30 @@ def copy_without(graph: fx.Graph, dropped: Iterable[fx.Node]) -> fx.Graph:
     return copied
 
 
-def scale_and_shift(norm: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """(s, t), each (C,) in float64: in evaluation mode the batch norm computes s * x + t."""
-    scale_C = 1 / np.sqrt(numbers(norm.running_var) + norm.eps)
-    if norm.weight is not None:
-        scale_C *= numbers(norm.weight)
-    shift_C = -scale_C * numbers(norm.running_mean)
-    if norm.bias is not None:
-        shift_C += numbers(norm.bias)
-    return scale_C, shift_C
+def scales_and_shifts(norms: dict[str, nn.Module]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Path -> (s, t), each (C,) in float64: in evaluation mode the batch norm computes s * x + t.
+
+    All norms at once: there may be many, and each is small.
+    """
+    if not norms:
+        return {}
+    sizes = [norm.num_features for norm in norms.values()]
+
+    def numbers_of(name: str, default: float = 0.0) -> np.ndarray:
+        parts = [getattr(norm, name) for norm in norms.values()]
+        return numbers(torch.cat([torch.full((size,), default) if part is None else part.detach().cpu()
+                                  for part, size in zip(parts, sizes)]))
+
+    eps = np.repeat([norm.eps for norm in norms.values()], sizes)
+    scale = numbers_of('weight', 1.0) / np.sqrt(numbers_of('running_var') + eps)
+    shift = numbers_of('bias') - scale * numbers_of('running_mean')
+    ends = np.cumsum(sizes)
+    return {path: (scale[end - size:end], shift[end - size:end]) for path, size, end in zip(norms, sizes, ends)}
 
 
 def fused_layer(layer: nn.Module, norm: nn.Module) -> nn.Module:
     """One conv or linear layer that computes norm(layer(x)) in evaluation mode."""
-    scale_O, bias_O = scale_and_shift(norm)
+    [(scale_O, bias_O)] = scales_and_shifts({'': norm}).values()
     if layer.bias is not None:
         bias_O += scale_O * numbers(layer.bias)
     weight = layer.weight.detach()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import fx
 
 from dnnshifter_ext import rules
@@ -29,43 +28,37 @@ NS_PER_MOVED_NUMBER = 0.6
 NS_PER_CALL = 500
 
 
-def detach_branches(flow: Flow, keep_S: np.ndarray, shapes: dict[str, torch.Size]) -> bool:
-    """Marks one operand of each addition as its branch (`Combine.branch`) where scattering it is faster; any at all?
-
-    keep_S: what would stay without. shapes: of every value, by its node's name. The flow's strands are out of date
-    afterwards.
-    """
-    found = False
+def find_branches(flow: Flow, keep_S: np.ndarray) -> dict[fx.Node, int]:
+    """Addition -> which of its operands is its branch, where scattering that is faster. keep_S: what stays without."""
+    found = {}
     for node, rule in flow.rules.items():
         if isinstance(rule, rules.Combine) and rule.may_scatter:
-            gains = [_gain_ns(flow, keep_S, shapes, node, source) for source in rule.sources]
+            gains = [_gain_ns(flow, keep_S, node, source) for source in rule.sources]
             best = int(np.argmax(gains))
             if gains[best] > 0:
-                rule.branch, found = best, True
+                found[node] = best
     return found
 
 
-def gathers(keep: dict[fx.Node, np.ndarray], layer: rules.Layer, num_read: int, shapes: dict[str, torch.Size]) -> bool:
-    """Whether the layer is faster when it gathers the `num_read` of its inputs that it reads, of those in `keep`."""
+def gathers(flow: Flow, layer: rules.Layer, num_outputs: int, num_inputs: int, num_read: int) -> bool:
+    """Whether the layer is faster when it gathers the `num_read` of its `num_inputs` inputs that it reads."""
     if layer.facts.groups > 1 or layer.axis != 1:
         return False
-    num_outputs, num_inputs = (int(keep[node].sum()) for node in (layer.node, *layer.sources))
-    saved = (num_inputs - num_read) * num_outputs * layer.facts.module.weight[0, 0].numel()
-    return (saved * _positions(shapes, layer.node) * NS_PER_MULTIPLY_ADD
-            > num_read * _positions(shapes, layer.sources[0]) * NS_PER_MOVED_NUMBER + NS_PER_CALL)
+    saved = (num_inputs - num_read) * num_outputs * layer.facts.num_taps
+    return (saved * _positions(flow, layer.node) * NS_PER_MULTIPLY_ADD
+            > num_read * _positions(flow, layer.sources[0]) * NS_PER_MOVED_NUMBER + NS_PER_CALL)
 
 
-def _gain_ns(flow: Flow, keep_S: np.ndarray, shapes: dict[str, torch.Size], add: fx.Node,
-             branch: fx.Node) -> float:
+def _gain_ns(flow: Flow, keep_S: np.ndarray, add: fx.Node, branch: fx.Node) -> float:
     layer = _producer(flow, branch)
     if layer is None:
         return 0.0
     keep_C = keep_S[flow.strands[add]]
     num_varying = max(int((keep_C & flow.read[add] & ~flow.values[branch].constant).sum()), 1)
     num_inputs = max(int(keep_S[flow.strands[layer.sources[0]]].sum()), 1)
-    saved = (int(keep_C.sum()) - num_varying) * num_inputs * layer.facts.module.weight[0, 0].numel()
-    return (saved * _positions(shapes, layer.node) * NS_PER_MULTIPLY_ADD
-            - num_varying * _positions(shapes, add) * NS_PER_MOVED_NUMBER - NS_PER_CALL)
+    saved = (int(keep_C.sum()) - num_varying) * num_inputs * layer.facts.num_taps
+    return (saved * _positions(flow, layer.node) * NS_PER_MULTIPLY_ADD
+            - num_varying * _positions(flow, add) * NS_PER_MOVED_NUMBER - NS_PER_CALL)
 
 
 def _producer(flow: Flow, node: fx.Node) -> rules.Layer | None:
@@ -80,6 +73,6 @@ def _producer(flow: Flow, node: fx.Node) -> rules.Layer | None:
     return None
 
 
-def _positions(shapes: dict[str, torch.Size], node: fx.Node) -> int:
-    return math.prod(shapes[node.name][2:])
+def _positions(flow: Flow, node: fx.Node) -> int:
+    return math.prod(flow.shapes[node.name][2:])
 

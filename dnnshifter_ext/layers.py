@@ -1,20 +1,28 @@
-"""What the weights of one conv or linear layer say about its channels."""
+"""What the weights of a conv or linear layer say about its channels, and the narrower layer that is left of them.
+
+The loops over the weights exist twice: in layers.c and, several times as slow, in numpy for where no compiler is.
+"""
 
 # O = output channels, I = input channels, G = groups, C = input channels of one group, K = taps of the kernel (all
 # dimensions), N = any kernels
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from functools import cache, cached_property
+import math
+from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
 import torch
 from torch import fx, nn
 
-from dnnshifter_ext import ops
-from dnnshifter_ext.fuse import numbers
+from dnnshifter_ext import compiler, ops
+from dnnshifter_ext.fuse import numbers, scales_and_shifts
 
+SOURCE = Path(__file__).with_name('layers.c')
 # Weights, as one byte each they stay in the second-level cache.
 BLOCK = 2**19
 
@@ -44,6 +52,7 @@ class LayerFacts:
         self.groups = getattr(module, 'groups', 1)
         self.num_outputs, self.num_columns = module.weight.shape[:2]
         self.num_inputs = self.num_columns * self.groups
+        self.num_taps = math.prod(module.weight.shape[2:])
 
     def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which outputs are constant, and what they are then, before any activation: two of (O,), float64.
@@ -89,10 +98,27 @@ class LayerFacts:
         input_N = kernel_N - (output_N - self._group(output_N)) * self.num_columns
         return Kernels(output_N, input_N, self.weights_NK.take(kernel_N, 0))
 
-    @cached_property
-    def density(self) -> float:
-        """The share of kernels that have a non-zero weight."""
-        return np.count_nonzero(self._reads_OC) / self._reads_OC.size
+    def sums(self, outputs_O: np.ndarray, constants_I: np.ndarray) -> np.ndarray:
+        """What inputs that are these constants add to each of these outputs, (O,) in float64; 0 for the others."""
+        return self.kernels(outputs_O, constants_I != 0).sums(constants_I, self.num_outputs)
+
+    def fill(self, narrow_OCK: np.ndarray, outputs: np.ndarray, columns: np.ndarray, scale_O: np.ndarray) -> None:
+        """Puts the weights of these outputs and columns, times the scale of their output, into zeros."""
+        scale_N = np.repeat(scale_O[outputs], len(columns))
+        chosen_N = (outputs[:, None] * self.num_columns + columns).reshape(-1)
+        reads_N = self._reads_OC.reshape(-1)[chosen_N] & (scale_N != 0)
+        narrow_OCK.reshape(-1, self.num_taps)[reads_N] = self.weights_NK[chosen_N[reads_N]] * scale_N[reads_N, None]
+
+    def merged(self, outputs: np.ndarray, ratio_I: np.ndarray, scale_O: np.ndarray) -> np.ndarray:
+        """One kernel for each of these outputs, (len(outputs), K) in float64: all of them times ratio and scale."""
+        is_chosen_O = np.zeros(self.num_outputs, dtype=bool)
+        is_chosen_O[outputs] = True
+        kernels = self.kernels(is_chosen_O & (scale_O != 0), ratio_I != 0)
+        factor_N = ratio_I[kernels.input_N] * scale_O[kernels.output_N]
+        # Output by output, as the kernels are: a product with a matrix of one factor per kernel.
+        first_O = np.searchsorted(kernels.output_N, np.append(outputs, self.num_outputs))
+        return csr_array((factor_N, np.arange(len(factor_N)), first_O),
+                         shape=(len(outputs), len(factor_N))) @ kernels.weights_NK
 
     @cached_property
     def reads_any_O(self) -> np.ndarray:
@@ -127,8 +153,7 @@ class LayerFacts:
     @cached_property
     def _reads_OC(self) -> np.ndarray:
         """Has the output any non-zero weight for the input?"""
-        num_taps = self.weights_NK.shape[1]
-        reads_N, size = np.empty(len(self.weights_NK), dtype=bool), max(1, BLOCK // num_taps)
+        reads_N, size = np.empty(len(self.weights_NK), dtype=bool), max(1, BLOCK // self.num_taps)
         for start in range(0, len(reads_N), size):
             reads_N[start:start + size] = _any_in_each(self.weights_NK[start:start + size] != 0)
         return reads_N.reshape(self.num_outputs, self.num_columns)
@@ -144,10 +169,125 @@ def _any_in_each(true_NK: np.ndarray) -> np.ndarray:
     return begins_N if width == num_taps else begins_N | any_in_width[num_taps - width::num_taps]
 
 
-def facts_of(graph_module: fx.GraphModule) -> dict[str, LayerFacts]:
-    """The facts about every conv or linear layer, by its path. They are found when asked for, and kept."""
-    return {path: LayerFacts(module) for path, module in graph_module.named_modules(remove_duplicate=False)
-            if ops.is_conv_or_linear(module)}
+class CompiledLayerFacts(LayerFacts):
+    """The same answers from layers.c."""
+
+    def __init__(self, module: nn.Module, functions: ctypes.CDLL) -> None:
+        super().__init__(module)
+        self._functions = functions
+
+    def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        constant_O = np.empty(self.num_outputs, dtype=bool)
+        constants_O = np.zeros(self.num_outputs) if self.module.bias is None else numbers(self.module.bias).copy()
+        self._call('constants', constant_I, constants_I, constant_O, constants_O)
+        return constant_O, constants_O
+
+    def reads(self, varies_O: np.ndarray) -> np.ndarray:
+        reads_I = np.zeros(self.num_inputs, dtype=bool)
+        self._call('reads', varies_O, reads_I)
+        return reads_I
+
+    def cut(self, varies_O: np.ndarray, shown_I: np.ndarray) -> np.ndarray:
+        cut_I = np.zeros(self.num_inputs, dtype=bool)
+        if self._is_padded and shown_I.any():
+            self._call('cut', varies_O, shown_I, cut_I)
+        return cut_I
+
+    def sums(self, outputs_O: np.ndarray, constants_I: np.ndarray) -> np.ndarray:
+        sums_O = np.empty(self.num_outputs)
+        self._call('sums', outputs_O, constants_I, sums_O)
+        return sums_O
+
+    def fill(self, narrow_OCK: np.ndarray, outputs: np.ndarray, columns: np.ndarray, scale_O: np.ndarray) -> None:
+        if not self._call('fill', outputs, len(outputs), columns, len(columns), scale_O, np.empty_like(columns),
+                          narrow_OCK):
+            raise IndexError('there are no such outputs or inputs')
+
+    def merged(self, outputs: np.ndarray, ratio_I: np.ndarray, scale_O: np.ndarray) -> np.ndarray:
+        merged_OK = np.empty((len(outputs), self.num_taps))
+        self._call('merge', outputs, len(outputs), ratio_I, scale_O, merged_OK)
+        return merged_OK
+
+    @property
+    def reads_any_O(self) -> np.ndarray:
+        return self._layer.reads_any_O
+
+    @property
+    def _reads_OC(self) -> np.ndarray:
+        return self._layer.reads_OC
+
+    @cached_property
+    def _layer(self) -> _Layer:
+        layer = _Layer(self)
+        self._functions.find(ctypes.addressof(layer))
+        return layer
+
+    def _call(self, function: str, *arguments: np.ndarray | int) -> int | None:
+        return getattr(self._functions, function)(ctypes.addressof(self._layer), *(
+            argument if isinstance(argument, int) else argument.ctypes.data for argument in arguments))
+
+
+class _Layer(ctypes.Structure):
+    """`layer` of layers.c, and the memory that it points to."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ('outputs', 'columns', 'groups', 'taps')] + [
+        (name, ctypes.c_void_p) for name in ('weights', 'on_padding', 'reads', 'reads_any')]
+
+    def __init__(self, facts: LayerFacts) -> None:
+        self.weights_NK, self.on_padding_K = facts.weights_NK, taps_on_padding(facts.module)
+        self.reads_OC = np.empty((facts.num_outputs, facts.num_columns), dtype=bool)
+        self.reads_any_O = np.empty(facts.num_outputs, dtype=bool)
+        super().__init__(
+            facts.num_outputs, facts.num_columns, facts.groups, facts.num_taps,
+            *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OC, self.reads_any_O)))
+
+
+@cache
+def functions_for(dtype: np.dtype) -> ctypes.CDLL | None:
+    """Those of layers.c, compiled now if they never were on this machine (0.2 s); None without a C compiler."""
+    path = compiler.compile_once(SOURCE, f"the converter's loops for {dtype}", 'they run on numpy, at half the speed',
+                                 *(('-DFLOAT64',) if dtype == np.float64 else ()))
+    if path is None:
+        return None
+    functions, size, pointer = ctypes.CDLL(path), ctypes.c_int64, ctypes.c_void_p
+    functions.find.argtypes = (pointer,)
+    functions.constants.argtypes = (pointer,) * 5
+    functions.sums.argtypes = functions.cut.argtypes = (pointer,) * 4
+    functions.reads.argtypes = (pointer,) * 3
+    functions.fill.argtypes = (pointer, pointer, size, pointer, size, pointer, pointer, pointer)
+    functions.merge.argtypes = (pointer, pointer, size, pointer, pointer, pointer)
+    return functions
+
+
+def load_loops() -> None:
+    """Compiles layers.c now, where it never was, and not in the middle of something that is timed."""
+    for dtype in (np.float32, np.float64):
+        functions_for(np.dtype(dtype))
+
+
+def facts_of_layer(module: nn.Module) -> LayerFacts:
+    """The facts about a conv or linear layer."""
+    functions = functions_for(np.dtype('float64' if module.weight.dtype is torch.float64 else 'float32'))
+    return LayerFacts(module) if functions is None else CompiledLayerFacts(module, functions)
+
+
+class Facts:
+    """What the weights of a model say. Found when asked for, and kept.
+
+    layers: the facts about every conv or linear layer, by its path.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        modules = dict(graph_module.named_modules(remove_duplicate=False))
+        self.layers = {path: facts_of_layer(module) for path, module in modules.items()
+                       if ops.is_conv_or_linear(module)}
+        self._norms = {path: module for path, module in modules.items()
+                       if type(module) in ops.BATCH_NORMS and module.running_mean is not None}
+
+    @cached_property
+    def norms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Path of a batch norm -> the scale and the shift of its channels in evaluation mode, each (C,) in float64."""
+        return scales_and_shifts(self._norms)
 
 
 def taps_on_padding(module: nn.Module) -> np.ndarray:

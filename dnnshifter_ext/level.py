@@ -21,6 +21,7 @@ from dnnshifter_ext.graph import capture, trace_shapes
 from dnnshifter_ext.profiler import Profile, profile_together
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
+from dnnshifter_ext.structure import structure_of
 from open_lth.datasets import registry as datasets_registry
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.files import write_atomically
@@ -115,7 +116,7 @@ def _naming(level: int, location: str) -> Iterator[None]:
 def _num_params_by_the_paper(model: nn.Module, inputs: torch.Tensor) -> int:
     """What the published rule would store (at other outputs than the sparse model's)."""
     captured = capture(model)
-    plan = plan_removal(captured, trace_shapes(captured, [inputs[:1]]), mode='paper')
+    plan = plan_removal(structure_of(captured, trace_shapes(captured, [inputs[:1]])), mode='paper')
     return sum(p.numel() for p in apply_plan(captured, plan).parameters())
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dnnshifter_ext import ops, rules
 from dnnshifter_ext.graph import single_calls
-from dnnshifter_ext.layers import LayerFacts
+from dnnshifter_ext.layers import Facts
 
 _ARITHMETIC: dict[object, Callable] = {
     operator.add: operator.add, operator.iadd: operator.add, torch.add: operator.add,
@@ -38,14 +38,14 @@ Modules = dict[str, nn.Module]
 
 
 def find_rules(graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size],
-               facts: dict[str, LayerFacts]) -> dict[fx.Node, rules.Rule]:
+               facts: Facts) -> dict[fx.Node, rules.Rule]:
     """Node -> rule in the order of the graph, for every tensor, and for whatever else reads channels."""
     return _Recogniser(graph_module, shapes, facts).run()
 
 
 class _Recogniser:
     def __init__(self, graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size],
-                 facts: dict[str, LayerFacts]) -> None:
+                 facts: Facts) -> None:
         self.graph_module, self.facts = graph_module, facts
         self.modules = dict(graph_module.named_modules(remove_duplicate=False))
         self.shapes = shapes
@@ -123,16 +123,16 @@ class _Recogniser:
         kind, ndim, num = type(module), len(self.shapes[source]), self.shapes[source][axis]
         if isinstance(module, nn.Linear) and ops.is_conv_or_linear(module):
             last = axis == ndim - 1 == len(self.shapes[node]) - 1
-            return rules.Layer(node, source, self.facts[node.target], axis) if last else None
+            return rules.Layer(node, source, self.facts.layers[node.target], axis) if last else None
         if ops.is_conv_or_linear(module):
             batched = ndim == module.weight.ndim
-            return rules.Layer(node, source, self.facts[node.target], 1) if axis == 1 and batched else None
+            return rules.Layer(node, source, self.facts.layers[node.target], 1) if axis == 1 and batched else None
         if kind in ops.BATCH_NORMS:
             known = axis == 1 and module.running_mean is not None
-            return rules.PerChannel(node, source, module, axis) if known else None
+            return rules.Norm(node, source, self.facts, axis) if known else None
         if kind is nn.PReLU:
             per_channel = module.num_parameters == 1 or (axis == 1 and module.num_parameters == num)
-            return rules.PerChannel(node, source, module, axis) if per_channel else None
+            return rules.Slope(node, source, module, axis) if per_channel else None
         if kind in ops.ELEMENTWISE_MODULES:
             return rules.Pointwise(node, source, module, axis)
         if kind in _SAME_MODULES:

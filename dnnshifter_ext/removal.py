@@ -28,19 +28,16 @@ from torch import fx
 
 from dnnshifter_ext import plan as plans
 from dnnshifter_ext import rules
-from dnnshifter_ext.flow import Flow, analyse, joined_anew
-from dnnshifter_ext.index_maps import detach_branches, gathers
-from dnnshifter_ext.layers import LayerFacts
+from dnnshifter_ext.flow import Flow, analyse, with_branches
+from dnnshifter_ext.index_maps import find_branches, gathers
 from dnnshifter_ext.plan import Constants, LayerPlan, NodePlan, RemovalPlan, Removed, indices
 from dnnshifter_ext.recognise import is_split
+from dnnshifter_ext.structure import Structure
 
 
-def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size],
-                 facts: dict[str, LayerFacts] | None = None, *, mode: str = 'exact', round_to: int = 1) -> RemovalPlan:
+def plan_removal(structure: Structure, *, mode: str = 'exact', round_to: int = 1) -> RemovalPlan:
     """The removal plan of a model; nothing is changed.
 
-    shapes: that of every tensor in the graph for some input (see `graph.trace_shapes`).
-    facts: about the layers (see `layers.facts_of`), where `apply_plan` gets them too.
     mode: 'exact', or 'paper' for the rule as printed: all-zero filters of plain chains go, with their constants.
     round_to: keep channels that could go until each layer has a multiple of this many (where it shares no strand).
     """
@@ -48,11 +45,11 @@ def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size],
         raise ValueError(f"no such mode: '{mode}'. Known: exact, paper")
     if round_to < 1:
         raise ValueError(f'round_to must be at least 1, not {round_to}')
-    flow, exact = analyse(graph_module, shapes, facts), mode == 'exact'
+    flow, exact = analyse(structure), mode == 'exact'
     cuts = {layer.node: _cut(flow, layer) for layer in layers(flow)} if exact else {}
     keep_S = _keep_exactly(flow, cuts) if exact else _keep_as_printed(flow)
-    if exact and detach_branches(flow, keep_S, shapes):
-        flow = joined_anew(flow)
+    if exact and (branches := find_branches(flow, keep_S)):
+        flow = with_branches(flow, branches)
         keep_S = _keep_exactly(flow, cuts)
     _round_up(flow, keep_S, round_to)
     _keep_one_of_each(flow, keep_S)
@@ -62,9 +59,10 @@ def plan_removal(graph_module: fx.GraphModule, shapes: dict[str, torch.Size],
     if exact and round_to == 1:
         for layer in layers(flow):
             read_I = _worth_reading(flow, layer, keeps[layer.node], cuts[layer.node])
-            if gathers(keep, layer, int(read_I.sum()), shapes):
+            sizes = (np.count_nonzero(mask) for mask in (keep[layer.node], keeps[layer.node], read_I))
+            if gathers(flow, layer, *sizes):
                 keeps[layer.node] = read_I
-    return RemovalPlan(_layer_plans(flow, keep, keeps, cuts, exact), _node_plans(flow, keep, keeps, shapes))
+    return RemovalPlan(_layer_plans(flow, keep, keeps, cuts, exact), _node_plans(flow, keep, keeps))
 
 
 def layers(flow: Flow) -> list[rules.Layer]:
@@ -125,8 +123,8 @@ def _keep_one_of_each(flow: Flow, keep_S: np.ndarray) -> None:
 
 def _keep_what_is_scattered(flow: Flow, keep_S: np.ndarray) -> None:
     """Whatever stays of a branch stays of the sum. (One branch may itself be a sum, hence the loop.)"""
-    scattered = [(flow.strands[rule.sources[rule.branch]], flow.strands[node]) for node, rule in flow.rules.items()
-                 if isinstance(rule, rules.Combine) and rule.branch is not None]
+    scattered = [(flow.strands[flow.rules[node].sources[operand]], flow.strands[node])
+                 for node, operand in flow.branches.items()]
     while any(not keep_S[sum_C[keep_S[branch_C]]].all() for branch_C, sum_C in scattered):
         for branch_C, sum_C in scattered:
             keep_S[sum_C[keep_S[branch_C]]] = True
@@ -221,20 +219,19 @@ def _barriers(flow: Flow) -> tuple[list[str], np.ndarray]:
 
 def _shifted(flow: Flow, keep: dict[fx.Node, np.ndarray]) -> Iterator[tuple[fx.Node, fx.Node, np.ndarray]]:
     """(branch, addition, (C,)): constants of a scattered branch that go and that the sum lacks then."""
-    for node, rule in flow.rules.items():
-        if isinstance(rule, rules.Combine) and rule.branch is not None:
-            branch = rule.sources[rule.branch]
-            yield branch, node, keep[node] & ~keep[branch] & (flow.values[branch].constants != 0)
+    for node, operand in flow.branches.items():
+        branch = flow.rules[node].sources[operand]
+        yield branch, node, keep[node] & ~keep[branch] & (flow.values[branch].constants != 0)
 
 
-def _node_plans(flow: Flow, keep: dict[fx.Node, np.ndarray], keeps: dict[fx.Node, np.ndarray],
-                shapes: dict[str, torch.Size]) -> tuple[NodePlan, ...]:
+def _node_plans(flow: Flow, keep: dict[fx.Node, np.ndarray],
+                keeps: dict[fx.Node, np.ndarray]) -> tuple[NodePlan, ...]:
     """What has to change besides the layers: whatever spells out channels."""
     found = []
     for branch, node, gone_C in _shifted(flow, keep):
         shift_C = np.where(gone_C, flow.values[branch].constants, 0.0)[keep[node]]
         positions = _positions(keep[node], keep[branch])
-        found.append(NodePlan(node.name, 'scatter', (flow.rules[node].branch, len(shapes[node.name]) - 2, *positions),
+        found.append(NodePlan(node.name, 'scatter', (flow.branches[node], len(flow.shapes[node.name]) - 2, *positions),
                               tuple(shift_C.tolist())))
     for node, rule in flow.rules.items():
         keep_C, source = keep[node], rule.sources[0] if rule.sources else None

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from dnnshifter_ext.fuse import numbers, scale_and_shift
-from dnnshifter_ext.layers import LayerFacts
+from dnnshifter_ext.fuse import numbers
+from dnnshifter_ext.layers import Facts, LayerFacts
 
 
 class Ids:
@@ -158,30 +158,35 @@ class Border(Rule):
 
 
 class PerChannel(Rule):
-    """A batch norm that was not fused, or a PReLU: a function with parameters of its own for every channel."""
+    """A batch norm or a PReLU: a function with parameters of its own for every channel."""
 
-    def __init__(self, node: fx.Node, source: fx.Node, module: nn.Module, axis: int) -> None:
+
+class Norm(PerChannel):
+    """A batch norm; `facts` knows its scale and its shift."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, facts: Facts, axis: int) -> None:
         super().__init__(node, source, axis=axis)
-        self.module = module
-        if isinstance(module, nn.PReLU):
-            self._slope_C = numbers(module.weight)
-            self._ignored_C = np.zeros(1, dtype=bool)
-        else:
-            self._scale_C, self._shift_C = scale_and_shift(module)
-            self._ignored_C = self._scale_C == 0
+        self._facts = facts
 
     def forward(self, value: Value) -> Value:
-        constant = value.constant | self._ignored_C
-        return where(constant, self._of(value.constants)) if constant.any() else value
+        scale_C, shift_C = self._facts.norms[self.node.target]
+        constant = value.constant | (scale_C == 0)
+        return where(constant, value.constants * scale_C + shift_C) if constant.any() else value
 
     def backward(self, read: np.ndarray, varies: np.ndarray, value: Value) -> list[np.ndarray]:
-        return [read & ~self._ignored_C]
+        return [read & (self._facts.norms[self.node.target][0] != 0)]
 
-    def _of(self, x_C: np.ndarray) -> np.ndarray:
-        """What the module makes of one number per channel, in float64."""
-        if isinstance(self.module, nn.PReLU):
-            return np.where(x_C >= 0, x_C, x_C * self._slope_C)
-        return x_C * self._scale_C + self._shift_C
+
+class Slope(PerChannel):
+    """A PReLU."""
+
+    def __init__(self, node: fx.Node, source: fx.Node, module: nn.PReLU, axis: int) -> None:
+        super().__init__(node, source, axis=axis)
+        self._module = module
+
+    def forward(self, value: Value) -> Value:
+        x_C = value.constants
+        return where(value.constant, np.where(x_C >= 0, x_C, x_C * numbers(self._module.weight)))
 
 
 class Parameter(Rule):
@@ -189,22 +194,17 @@ class Parameter(Rule):
 
     def __init__(self, node: fx.Node, tensor: torch.Tensor, axis: int) -> None:
         super().__init__(node, axis=axis)
-        self._numbers = numbers(tensor).reshape(-1)
+        self._tensor = tensor
 
     def forward(self) -> Value:
-        return Value(np.ones(len(self._numbers), dtype=bool), self._numbers)
+        return Value(np.ones(self._tensor.numel(), dtype=bool), numbers(self._tensor).reshape(-1))
 
     def join(self, ids: Ids) -> np.ndarray:
-        return ids.new(len(self._numbers))
+        return ids.new(self._tensor.numel())
 
 
 class Combine(Rule):
-    """Arithmetic on two tensors. Their channels go together, except for a single channel spread over all `num`.
-
-    branch: the operand (0 or 1) whose channels do not, because they are scattered into those of the other one.
-    """
-
-    branch: int | None = None
+    """Arithmetic on two tensors. Their channels go together, except for a single channel spread over all `num`."""
 
     def __init__(self, node: fx.Node, first: fx.Node, second: fx.Node, function: Callable, num: int, axis: int,
                  may_scatter: bool) -> None:
@@ -228,7 +228,7 @@ class Combine(Rule):
                 for value in values]
 
     def join(self, ids: Ids, *sources: np.ndarray) -> np.ndarray:
-        whole = [source for i, source in enumerate(sources) if len(source) == self._num and i != self.branch]
+        whole = [source for source in sources if len(source) == self._num]
         if len(whole) == 2:
             ids.join(*whole)
         return whole[0]

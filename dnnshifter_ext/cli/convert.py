@@ -18,6 +18,7 @@ from dnnshifter_ext.flow import analyse, collapsed_at
 from dnnshifter_ext.graph import trace_shapes
 from dnnshifter_ext.plan import LayerPlan, RemovalPlan
 from dnnshifter_ext.sparse.choice import EXECUTIONS, Execution
+from dnnshifter_ext.structure import structure_of
 from open_lth.cli.runner_registry import DESCRIPTIONS
 from open_lth.foundations.errors import UserError
 from open_lth.foundations.files import write_atomically
@@ -190,7 +191,7 @@ def _write(output: pathlib.Path, content: bytes, plan_path: pathlib.Path, plan: 
 
 
 def _check_collapse(conversion: Conversion, inputs: torch.Tensor) -> None:
-    names = collapsed_at(analyse(conversion.fused, trace_shapes(conversion.fused, [inputs[:1]])))
+    names = collapsed_at(analyse(structure_of(conversion.fused, trace_shapes(conversion.fused, [inputs[:1]]))))
     if names:
         raise ValueError(f"every output of the model is constant: nothing of the input gets past "
                          f"{' and '.join(map(repr, names))}. Prune less, or keep some weights of that layer")

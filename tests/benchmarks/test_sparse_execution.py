@@ -8,11 +8,11 @@ import pytest
 from benchmarks import checkpoints, sparse_execution
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.sparse_execution import CHANNELS_LAST, CONTIGUOUS, FORMS, HYBRID
-from dnnshifter_ext.sparse import library
+from dnnshifter_ext import compiler
 
 TINY = Checkpoint('tiny', 'cifar_vgg_5', 10, ratio=64, dead_share=0.2)
 
-pytestmark = pytest.mark.skipif(library.compiler() is None, reason='no C compiler')
+pytestmark = pytest.mark.skipif(compiler.find() is None, reason='no C compiler')
 
 
 @pytest.fixture

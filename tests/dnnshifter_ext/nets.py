@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dnnshifter_ext.fuse import fuse_conv_bn
 from dnnshifter_ext.graph import capture, trace_shapes
+from dnnshifter_ext.structure import structure_of
 
 
 class LeNet(nn.Module):
@@ -168,10 +169,11 @@ def max_difference(first: nn.Module, second: nn.Module, x: torch.Tensor) -> floa
         return float((first(x.double()) - second(x.double())).abs().max())
 
 
-def fused_and_shapes(model, x=None):
-    """(fused graph, shapes) of a model, as the converter makes them; x may be left out for a model from here."""
+def fused_and_structure(model, x=None):
+    """(fused graph, its structure) of a model; x may be left out for a model from here."""
     captured = capture(model)
-    return fuse_conv_bn(captured), trace_shapes(captured, [inputs_of(model) if x is None else x])
+    fused = fuse_conv_bn(captured)
+    return fused, structure_of(fused, trace_shapes(captured, [inputs_of(model) if x is None else x]))
 
 
 def inputs_of(model):

@@ -8,9 +8,9 @@ import torchvision
 
 import dnnshifter_ext
 from dnnshifter_ext import conversion as conversion_module
-from dnnshifter_ext import prune as prune_module
+from dnnshifter_ext import layers
 from dnnshifter_ext.conversion import convert
-from dnnshifter_ext.fuse import scale_and_shift
+from dnnshifter_ext.fuse import scales_and_shifts
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.verify import compare
 from tests import helpers
@@ -231,11 +231,10 @@ def test_an_ill_conditioned_model_is_converted_as_well_as_fusion_rounds_it():
 
 @pytest.mark.parametrize('build', [lambda: nets.sparsify(nets.VGG()), ill_conditioned])
 def test_a_fusion_that_changes_the_model_is_not_returned_either(build, monkeypatch):
-    def shifted(norm):
-        scale_C, shift_C = scale_and_shift(norm)
-        return scale_C, shift_C + 1e-3
+    def shifted(norms):
+        return {path: (scale_C, shift_C + 1e-3) for path, (scale_C, shift_C) in scales_and_shifts(norms).items()}
 
-    monkeypatch.setattr(prune_module, 'scale_and_shift', shifted)
+    monkeypatch.setattr(layers, 'scales_and_shifts', shifted)
     with pytest.raises(ValueError, match='it is thrown away'):
         convert(build(), nets.images())
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 
 def find_collapse(model, x=None):
-    return collapsed_at(analyse(*nets.fused_and_shapes(model, x)))
+    return collapsed_at(analyse(nets.fused_and_structure(model, x)[1]))
 
 
 @pytest.mark.parametrize('dead_filters', [0.3, 0.9])

@@ -5,27 +5,38 @@ import pytest
 import torch
 from torch import nn
 
-from dnnshifter_ext import layers
-from dnnshifter_ext.layers import LayerFacts
+from dnnshifter_ext import compiler, layers
+from dnnshifter_ext.layers import CompiledLayerFacts, LayerFacts, facts_of_layer
+
+LAYERS = [nn.Linear(11, 7), nn.Conv1d(5, 6, 2, padding=1), nn.Conv2d(5, 6, 1), nn.Conv2d(5, 6, 3, padding=1),
+          nn.Conv2d(6, 8, (1, 7), groups=2, padding='same'), nn.Conv2d(6, 6, 5, groups=6, bias=False),
+          nn.Conv3d(4, 3, 2)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
-@pytest.mark.parametrize('layer', [
-    nn.Linear(11, 7), nn.Conv1d(5, 6, 2), nn.Conv2d(5, 6, 1), nn.Conv2d(5, 6, 3), nn.Conv2d(6, 8, (1, 7), groups=2),
-    nn.Conv2d(6, 6, 5, groups=6), nn.Conv3d(4, 3, 2)], ids=str)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize('block', [1, 40, layers.BLOCK])
-def test_every_kernel_with_a_weight_is_found_wherever_its_weight_is(layer, dtype, block, monkeypatch):
-    monkeypatch.setattr(layers, 'BLOCK', block)
-    layer = copy.deepcopy(layer)
-    weight = layer.weight.detach().to(dtype)
-    share = min(0.5, 1 / weight[0, 0].numel())
+def sparse(layer, dtype, density=0.5):
+    """With that share of its kernels, each of about one weight, and zeros of both signs."""
+    layer = copy.deepcopy(layer).to(dtype)
+    weight = layer.weight.detach()
+    share = min(0.5, density / weight[0, 0].numel())
     stays = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < share
-    layer.weight = nn.Parameter(weight * stays)  # which leaves zeros of both signs
-    expected_OC = (layer.weight.detach() != 0).reshape(*weight.shape[:2], -1).any(2).numpy()
-    facts = LayerFacts(layer)
+    layer.weight = nn.Parameter(weight * stays)
+    return layer
+
+
+@pytest.mark.parametrize('layer', LAYERS, ids=str)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('block', [None, 1, 40, layers.BLOCK])
+def test_every_kernel_with_a_weight_is_found_wherever_its_weight_is(layer, dtype, block, monkeypatch):
+    layer = sparse(layer, dtype, density=1)
+    if block is None:
+        facts = facts_of_layer(layer)
+    else:
+        monkeypatch.setattr(layers, 'BLOCK', block)
+        facts = LayerFacts(layer)
+    expected_OC = (layer.weight.detach() != 0).reshape(*layer.weight.shape[:2], -1).any(2).numpy()
     assert 0 < expected_OC.mean() < 1
     assert np.array_equal(facts.reads_any_O, expected_OC.any(1))
-    assert facts.density == expected_OC.mean()
     kernels = facts.kernels(np.ones(facts.num_outputs, dtype=bool), np.ones(facts.num_inputs, dtype=bool))
     outputs, columns = expected_OC.nonzero()
     groups = outputs // (facts.num_outputs // facts.groups)
@@ -38,8 +49,41 @@ def test_every_kernel_with_a_weight_is_found_wherever_its_weight_is(layer, dtype
     assert np.array_equal(facts.reads(np.arange(facts.num_outputs) < 3), read_I)
 
 
-def test_the_smallest_number_is_a_weight():
+@pytest.mark.parametrize('facts_of', [facts_of_layer, LayerFacts])
+def test_the_smallest_number_is_a_weight(facts_of):
     layer = nn.Conv2d(2, 2, 3)
     layer.weight.data.zero_()
     layer.weight.data[1, 0, 2, 2] = -torch.finfo(torch.float32).smallest_normal / 2**20
-    assert LayerFacts(layer).reads_any_O.tolist() == [False, True]
+    assert facts_of(layer).reads_any_O.tolist() == [False, True]
+
+
+@pytest.mark.skipif(compiler.find() is None, reason='no C compiler')
+@pytest.mark.parametrize('layer', LAYERS, ids=str)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('seed', range(6))
+def test_compiled_loops_answer_as_numpy_does(layer, dtype, seed):
+    layer, generator = sparse(layer, dtype, density=(0.2, 2)[seed % 2]), np.random.default_rng(seed)
+    compiled, plain = facts_of_layer(layer), LayerFacts(layer)
+    assert isinstance(compiled, CompiledLayerFacts)
+    some_O, some_I = generator.random(plain.num_outputs) < 0.7, generator.random(plain.num_inputs) < 0.7
+    constants_I = np.where(some_I & (generator.random(plain.num_inputs) < 0.8), generator.normal(size=len(some_I)), 0.0)
+    (constant_O, constants_O), (expected_O, expected) = (
+        facts.constants(some_I, constants_I) for facts in (compiled, plain))
+    assert np.array_equal(constant_O, expected_O)
+    assert np.allclose(constants_O[constant_O], expected[constant_O], rtol=1e-12, atol=1e-12)
+    assert np.array_equal(compiled.reads(some_O), plain.reads(some_O))
+    assert np.array_equal(compiled.cut(some_O, some_I), plain.cut(some_O, some_I))
+    assert np.allclose(compiled.sums(some_O, constants_I), plain.sums(some_O, constants_I), rtol=1e-12, atol=1e-12)
+
+    outputs, scale_O = some_O.nonzero()[0], generator.normal(size=len(some_O)) * (generator.random(len(some_O)) < 0.8)
+    for columns in (np.arange(plain.num_columns), some_I[:plain.num_columns].nonzero()[0]):
+        narrow = [np.zeros((len(outputs), len(columns), plain.num_taps), plain.weights_NK.dtype) for _ in range(2)]
+        for facts, narrow_OCK in zip((compiled, plain), narrow):
+            facts.fill(narrow_OCK, outputs, columns, scale_O)
+        weight = layer.weight.detach().double().reshape(plain.num_outputs, plain.num_columns, -1)
+        expected = (weight * torch.from_numpy(scale_O)[:, None, None])[outputs][:, columns].numpy()
+        assert np.array_equal(narrow[0], expected.astype(narrow[0].dtype)) and np.array_equal(*narrow)
+    if plain.groups == 1:
+        merged = [facts.merged(outputs, constants_I, scale_O) for facts in (compiled, plain)]
+        assert np.allclose(*merged, rtol=1e-12, atol=1e-12)
+        assert np.any(merged[0]) or seed % 2 == 0

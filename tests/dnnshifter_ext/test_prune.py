@@ -3,9 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from dnnshifter_ext import prune
+from dnnshifter_ext import layers
 from dnnshifter_ext.graph import capture
-from dnnshifter_ext.layers import facts_of
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
@@ -13,8 +12,8 @@ from tests.dnnshifter_ext import nets
 
 
 def planned(model):
-    graph_module, shapes = nets.fused_and_shapes(model)
-    return graph_module, plan_removal(graph_module, shapes)
+    graph_module, structure = nets.fused_and_structure(model)
+    return graph_module, plan_removal(structure)
 
 
 def test_a_plan_written_by_hand():
@@ -68,24 +67,19 @@ def test_a_bias_is_added_where_a_constant_needs_one_and_nowhere_else():
     assert apply_plan(*planned(model)).conv2.bias is None
 
 
-@pytest.mark.parametrize('build', [nets.VGG, nets.ResNet, nets.FlatteningNet])
-def test_kernels_put_one_by_one_or_taken_by_blocks_make_the_same_model(build, monkeypatch):
-    graph_module, plan = planned(nets.sparsify(build(), density=0.4))
-    assert plan.num_removed > 0
-    states = []
-    for sparse, block in ((2, 1), (0, 1), (0, 1000), (0, prune.BLOCK)):
-        monkeypatch.setattr(prune, 'SPARSE', sparse)
-        monkeypatch.setattr(prune, 'BLOCK', block)
-        states.append(nets.state_of(apply_plan(graph_module, plan)))
-    assert all(nets.same_state(states[0], state) for state in states)
+@pytest.mark.parametrize('name, change', [('keep_outputs', (0, 8)), ('keep_inputs', (0, 1, -1))])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_plan_with_channels_that_do_not_exist_is_refused(name, change, dtype):
+    graph_module, plan = planned(nets.sparsify(nets.VGG()).to(dtype))
+    with pytest.raises(IndexError):
+        apply_plan(graph_module, RemovalPlan((dataclasses.replace(plan.layers[0], **{name: change}),)))
 
 
 def test_facts_found_for_the_plan_make_the_same_model():
-    graph_module, shapes = nets.fused_and_shapes(nets.sparsify(nets.ResNet()))
-    facts = facts_of(graph_module)
-    plan = plan_removal(graph_module, shapes, facts)
-    assert plan == plan_removal(graph_module, shapes)
-    assert nets.same_state(nets.state_of(apply_plan(graph_module, plan, facts)),
+    graph_module, structure = nets.fused_and_structure(nets.sparsify(nets.ResNet()))
+    plan = plan_removal(structure)
+    assert plan == plan_removal(structure)
+    assert nets.same_state(nets.state_of(apply_plan(graph_module, plan, structure.facts)),
                            nets.state_of(apply_plan(graph_module, plan)))
 
 
@@ -105,3 +99,19 @@ def test_a_plan_for_another_model_is_refused():
     renamed = dataclasses.replace(plan.layers[0], layer='nowhere')
     with pytest.raises(ValueError, match="there is no conv or linear layer 'nowhere'"):
         apply_plan(graph_module, RemovalPlan((renamed,)))
+
+
+@pytest.mark.parametrize('build', [nets.VGG, nets.ResNet, nets.FlatteningNet])
+@pytest.mark.parametrize('density', [0.1, 0.4])
+def test_without_a_compiler_the_same_model_is_made(build, density, monkeypatch):
+    model = nets.sparsify(build(), density=density)
+    graph_module, plan = planned(model)
+    small = apply_plan(graph_module, plan)
+    monkeypatch.setattr(layers, 'functions_for', lambda dtype: None)
+    _, by_numpy = planned(model)
+    assert plan.num_removed > 0 and all(
+        (own.keep_outputs, own.keep_inputs, own.removed) == (other.keep_outputs, other.keep_inputs, other.removed)
+        for own, other in zip(plan.layers, by_numpy.layers, strict=True))
+    state, other = nets.state_of(small), nets.state_of(apply_plan(graph_module, by_numpy))
+    assert state.keys() == other.keys()
+    assert all(torch.allclose(state[name], other[name], rtol=1e-6, atol=1e-7) for name in state)

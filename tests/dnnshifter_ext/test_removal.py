@@ -8,7 +8,7 @@ from tests.dnnshifter_ext import nets
 
 
 def plan_of(model):
-    return plan_removal(*nets.fused_and_shapes(model))
+    return plan_removal(nets.fused_and_structure(model)[1])
 
 
 def pair(biases, **second):

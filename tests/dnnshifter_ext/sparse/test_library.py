@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dnnshifter_ext.sparse import library
+from dnnshifter_ext import compiler
 from tests import helpers
 
 # Eight threads at once make the first calls, of one layer, with several numbers of images.
@@ -55,7 +55,7 @@ def compiled(cache):
 def fast_compiler(needs_compiler, tmp_path):
     """One that does not optimise, and lets others catch up first."""
     script = tmp_path / 'cc'
-    script.write_text(f'#!/bin/sh\nsleep 0.2\nexec {library.compiler()} "$@" -O0\n')
+    script.write_text(f'#!/bin/sh\nsleep 0.2\nexec {compiler.find()} "$@" -O0\n')
     script.chmod(0o755)
     return str(script)
 
@@ -85,7 +85,7 @@ def test_a_cache_that_cannot_be_written(fast_compiler, tmp_path):
 def test_a_compiler_that_does_not_know_the_machine(needs_compiler, tmp_path):
     script = tmp_path / 'cc'
     script.write_text(f'#!/bin/sh\ncase "$*" in *-march=native*) echo "bad value" >&2; exit 1;; esac\n'
-                      f'exec {library.compiler()} "$@" -O0\n')
+                      f'exec {compiler.find()} "$@" -O0\n')
     script.chmod(0o755)
     assert said(start(tmp_path, CC=str(script))) == COMPILES
 
@@ -100,11 +100,11 @@ def test_no_compiler(tmp_path):
 @pytest.mark.parametrize('script, reason', [
     ('exit 1', 'it says nothing'), ('echo "no room" >&2; echo more >&2; exit 3', 'no room')])
 def test_a_broken_compiler(tmp_path, script, reason):
-    compiler = tmp_path / 'cc'
-    compiler.write_text(f'#!/bin/sh\n{script}\n')
-    compiler.chmod(0o755)
-    assert said(start(tmp_path, CC=str(compiler))) == COMPILES + (
-        f'dnnshifter: {compiler} cannot compile the sparse kernels ({reason}): sparse layers run on scipy, slowly\n')
+    broken = tmp_path / 'cc'
+    broken.write_text(f'#!/bin/sh\n{script}\n')
+    broken.chmod(0o755)
+    assert said(start(tmp_path, CC=str(broken))) == COMPILES + (
+        f'dnnshifter: {broken} cannot compile the sparse kernels ({reason}): sparse layers run on scipy, slowly\n')
     assert compiled(tmp_path) == []
 
 
