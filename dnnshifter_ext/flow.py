@@ -43,6 +43,7 @@ def analyse(structure: Structure) -> Flow:
 
     Both are one pass: what is constant does not depend on what is read, and the graph has no loops.
     """
+    structure.facts.begin()
     values: dict[fx.Node, rules.Value] = {}
     with torch.no_grad():
         for node, rule in structure.rules.items():

@@ -58,9 +58,13 @@ def scales_and_shifts(norms: dict[str, nn.Module]) -> dict[str, tuple[np.ndarray
         return numbers(torch.cat([torch.full((size,), default) if part is None else part.detach().cpu()
                                   for part, size in zip(parts, sizes)]))
 
-    eps = np.repeat([norm.eps for norm in norms.values()], sizes)
-    scale = numbers_of('weight', 1.0) / np.sqrt(numbers_of('running_var') + eps)
-    shift = numbers_of('bias') - scale * numbers_of('running_mean')
+    deviation = numbers_of('running_var')
+    deviation += np.repeat([norm.eps for norm in norms.values()], sizes)
+    np.sqrt(deviation, out=deviation)
+    scale, shift, mean = numbers_of('weight', 1.0), numbers_of('bias'), numbers_of('running_mean')
+    scale /= deviation
+    mean *= scale
+    shift -= mean
     ends = np.cumsum(sizes)
     return {path: (scale[end - size:end], shift[end - size:end]) for path, size, end in zip(norms, sizes, ends)}
 

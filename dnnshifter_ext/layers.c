@@ -3,6 +3,8 @@
  * O = output channels, I = input channels, G = groups, C = input channels of one group ("columns"), K = taps.
  */
 
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -14,56 +16,107 @@ typedef float number;
 typedef uint32_t bits;
 #endif
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the bytes of a word are expected with the lowest first"
+#endif
+
 enum { AHEAD = 8 };                                          /* kernels */
+enum { UNREAD, BEING_READ, FOUND };
 
 /* Of a function that is called with a constant number of taps: its loops over them are unrolled. */
 #define INLINED __attribute__((always_inline))
 
 typedef struct {
     int64_t outputs, columns, groups, taps;
-    const number *weights;                                    /* (O, C, K) */
+    const number *weights;                                   /* (O, C, K) */
     const uint8_t *on_padding;                               /* (K) can the tap fall on zero padding? */
-    uint8_t *reads;                                          /* (O, C) has the kernel a non-zero weight? */
+    uint64_t *reads;                                         /* (O, words) one bit per column: a non-zero weight? */
     uint8_t *reads_any;                                      /* (O) */
+    _Atomic int64_t state;                                   /* of the last two */
 } layer;
+
+static int64_t words(const layer *l) {
+    return (l->columns + 63) / 64;
+}
+
+static const uint64_t *row(const layer *l, int64_t output) {
+    return l->reads + output * words(l);
+}
+
+/* For each column that the output reads. */
+#define FOR_EACH(column, layer, output)                                                                    \
+    for (int64_t word_ = 0, column; word_ < words(layer); word_++)                                         \
+        for (uint64_t left_ = row(layer, output)[word_];                                                   \
+             left_ && (column = 64 * word_ + __builtin_ctzll(left_), 1); left_ &= left_ - 1)
 
 static const number *kernel(const layer *l, int64_t output, int64_t column) {
     return l->weights + (output * l->columns + column) * l->taps;
 }
 
+static int64_t group(const layer *l, int64_t output) {
+    return output * l->groups / l->outputs;
+}
+
 /* The first input of the output's group. */
 static int64_t first_input(const layer *l, int64_t output) {
-    return l->columns * (output * l->groups / l->outputs);
+    return l->columns * group(l, output);
 }
 
 /* ---- which kernels have a non-zero weight ------------------------------------------------------------------------ */
 
 /* By the bits without the sign: a comparison may take the smallest numbers for zeros. */
-static inline INLINED void find_with(const number *weights, int64_t kernels, int64_t taps, uint8_t *reads) {
+static inline INLINED void find_with(const number *weights, int64_t kernels, int64_t taps, uint8_t *flags) {
     for (int64_t n = 0; n < kernels; n++, weights += taps) {
         bits all = 0, some;
         for (int64_t t = 0; t < taps; t++) {
             memcpy(&some, weights + t, sizeof some);
             all |= some;
         }
-        reads[n] = all << 1 != 0;
+        flags[n] = all << 1 != 0;
     }
 }
 
-/* Fills `reads` and `reads_any`. */
-void find(const layer *l) {
-    for (int64_t o = 0; o < l->outputs; o++) {
-        uint8_t *reads = l->reads + o * l->columns;
-        uint8_t any = 0;
-        switch (l->taps) {
-            case 1: find_with(kernel(l, o, 0), l->columns, 1, reads); break;
-            case 9: find_with(kernel(l, o, 0), l->columns, 9, reads); break;
-            default: find_with(kernel(l, o, 0), l->columns, l->taps, reads);
-        }
-        for (int64_t c = 0; c < l->columns; c++)
-            any |= reads[c];
-        l->reads_any[o] = any;
+static uint64_t packed(const uint8_t flags[64]) {
+    uint64_t word = 0, eight;
+    for (int64_t i = 0; i < 8; i++) {
+        memcpy(&eight, flags + 8 * i, sizeof eight);
+        word |= eight * 0x0102040810204080 >> 56 << 8 * i;   /* moves the lowest bit of byte j to bit 56 + j */
     }
+    return word;
+}
+
+static void read_all(layer *l) {
+    for (int64_t o = 0; o < l->outputs; o++) {
+        uint64_t any = 0;
+        for (int64_t w = 0; w < words(l); w++) {
+            uint8_t flags[64] = {0};
+            int64_t first = 64 * w, num = l->columns - first < 64 ? l->columns - first : 64;
+            const number *weights = kernel(l, o, first);
+            switch (l->taps) {
+                case 1: find_with(weights, num, 1, flags); break;
+                case 9: find_with(weights, num, 9, flags); break;
+                default: find_with(weights, num, l->taps, flags);
+            }
+            any |= l->reads[o * words(l) + w] = packed(flags);
+        }
+        l->reads_any[o] = any != 0;
+    }
+}
+
+/* Fills `reads` and `reads_any`, once: other threads that want them wait. */
+void find(layer *l) {
+    int64_t expected = UNREAD;
+    if (atomic_compare_exchange_strong(&l->state, &expected, BEING_READ)) {
+        read_all(l);
+        atomic_store(&l->state, FOUND);
+    }
+    while (atomic_load(&l->state) != FOUND)
+        sched_yield();
+}
+
+void find_all(layer *const *layers, int64_t num_layers) {
+    for (int64_t i = 0; i < num_layers; i++)
+        find(layers[i]);
 }
 
 /* ---- which channels are constant, and which are read -------------------------------------------------------------- */
@@ -77,11 +130,10 @@ static int meets_padding(const layer *l, const number *weights) {
 
 /* What the output adds up to over inputs that are these constants. */
 static double sum(const layer *l, int64_t output, const double *constants_I) {
-    const uint8_t *reads = l->reads + output * l->columns;
     const double *constants = constants_I + first_input(l, output);
     double total = 0;
-    for (int64_t c = 0; c < l->columns; c++)
-        if (reads[c] && constants[c] != 0) {
+    FOR_EACH(c, l, output)
+        if (constants[c] != 0) {
             const number *weights = kernel(l, output, c);
             double of_taps = 0;
             for (int64_t t = 0; t < l->taps; t++)
@@ -92,15 +144,10 @@ static double sum(const layer *l, int64_t output, const double *constants_I) {
 }
 
 static int is_constant(const layer *l, int64_t output, const uint8_t *constant_I, const double *constants_I) {
-    const uint8_t *reads = l->reads + output * l->columns, *constant = constant_I + first_input(l, output);
+    const uint8_t *constant = constant_I + first_input(l, output);
     const double *constants = constants_I + first_input(l, output);
-    uint8_t varying = 0;
-    for (int64_t c = 0; c < l->columns; c++)
-        varying |= reads[c] & (constant[c] ^ 1);
-    if (varying)
-        return 0;
-    for (int64_t c = 0; c < l->columns; c++)
-        if (reads[c] && constants[c] != 0 && meets_padding(l, kernel(l, output, c)))
+    FOR_EACH(c, l, output)
+        if (!constant[c] || (constants[c] != 0 && meets_padding(l, kernel(l, output, c))))
             return 0;
     return 1;
 }
@@ -109,59 +156,65 @@ static int is_constant(const layer *l, int64_t output, const uint8_t *constant_I
 void constants(const layer *l, const uint8_t *constant_I, const double *constants_I, uint8_t *constant_O,
                double *constants_O) {
     for (int64_t o = 0; o < l->outputs; o++) {
-        constant_O[o] = !l->reads_any[o] || is_constant(l, o, constant_I, constants_I);
-        if (constant_O[o] && l->reads_any[o])
+        constant_O[o] = is_constant(l, o, constant_I, constants_I);
+        if (constant_O[o])
             constants_O[o] += sum(l, o, constants_I);
     }
 }
 
 void sums(const layer *l, const uint8_t *outputs_O, const double *constants_I, double *sums_O) {
     for (int64_t o = 0; o < l->outputs; o++)
-        sums_O[o] = outputs_O[o] && l->reads_any[o] ? sum(l, o, constants_I) : 0;
+        sums_O[o] = outputs_O[o] ? sum(l, o, constants_I) : 0;
 }
 
-/* reads_I: zeros before. */
 void reads(const layer *l, const uint8_t *outputs_O, uint8_t *reads_I) {
-    for (int64_t o = 0; o < l->outputs; o++)
-        if (outputs_O[o] && l->reads_any[o]) {
-            const uint8_t *row = l->reads + o * l->columns;
-            uint8_t *own = reads_I + first_input(l, o);
-            for (int64_t c = 0; c < l->columns; c++)
-                own[c] |= row[c];
+    int64_t per_group = l->outputs / l->groups;
+    for (int64_t first = 0; first < l->outputs; first += per_group, reads_I += l->columns)
+        for (int64_t w = 0; w < words(l); w++) {
+            uint64_t any = 0;
+            for (int64_t o = first; o < first + per_group; o++)
+                any |= outputs_O[o] ? row(l, o)[w] : 0;
+            for (int64_t c = 64 * w; c < 64 * w + 64 && c < l->columns; c++)
+                reads_I[c] = any >> (c - 64 * w) & 1;
         }
 }
 
 /* cut_I: zeros before. */
 void cut(const layer *l, const uint8_t *outputs_O, const uint8_t *shown_I, uint8_t *cut_I) {
     for (int64_t o = 0; o < l->outputs; o++)
-        if (outputs_O[o] && l->reads_any[o]) {
-            const uint8_t *row = l->reads + o * l->columns;
+        if (outputs_O[o]) {
             int64_t first = first_input(l, o);
-            for (int64_t c = 0; c < l->columns; c++)
-                if (row[c] && shown_I[first + c] && !cut_I[first + c])
+            FOR_EACH(c, l, o)
+                if (shown_I[first + c] && !cut_I[first + c])
                     cut_I[first + c] = meets_padding(l, kernel(l, o, c));
         }
 }
 
 /* ---- a narrower layer ---------------------------------------------------------------------------------------------- */
 
+static int all_below(const int64_t *indices, int64_t num, int64_t end) {
+    for (int64_t i = 0; i < num; i++)
+        if (indices[i] < 0 || indices[i] >= end)
+            return 0;
+    return 1;
+}
+
 static inline INLINED void fill_with(const layer *l, int64_t taps, const int64_t *outputs, int64_t num_outputs,
                                      const int64_t *columns, int64_t num_columns, const double *scale_O,
-                                     int64_t *found, number *narrow) {
+                                     const int64_t *position_C, int64_t *found, number *narrow) {
     for (int64_t i = 0; i < num_outputs; i++, narrow += num_columns * taps) {
-        int64_t num_found = 0;
-        const uint8_t *reads = l->reads + outputs[i] * l->columns;
         const number *weights = kernel(l, outputs[i], 0);
         double scale = scale_O[outputs[i]];
-        if (!l->reads_any[outputs[i]] || scale == 0)
+        int64_t num_found = 0;
+        if (scale == 0)
             continue;
         /* All kernels of the row before any of them: their memory arrives while others are copied. */
-        for (int64_t j = 0; j < num_columns; j++) {
-            found[num_found] = j;
-            num_found += reads[columns[j]];
+        FOR_EACH(c, l, outputs[i]) {
+            found[num_found] = position_C[c];
+            num_found += position_C[c] >= 0;
         }
         if (num_found == l->columns) {
-            for (int64_t j = 0; j < num_columns * taps; j++)
+            for (int64_t j = 0; j < num_found * taps; j++)
                 narrow[j] = (number)(weights[j] * scale);
             continue;
         }
@@ -176,22 +229,20 @@ static inline INLINED void fill_with(const layer *l, int64_t taps, const int64_t
     }
 }
 
-static int all_below(const int64_t *indices, int64_t num, int64_t end) {
-    for (int64_t i = 0; i < num; i++)
-        if (indices[i] < 0 || indices[i] >= end)
-            return 0;
-    return 1;
-}
-
-/* narrow: (num_outputs, num_columns, K), zeros before; found: space for num_columns. Is every index one of the layer? */
+/* narrow: (num_outputs, num_columns, K), zeros before; room: for 2 C + 1 indices. Is every index one of the layer? */
 int fill(const layer *l, const int64_t *outputs, int64_t num_outputs, const int64_t *columns, int64_t num_columns,
-         const double *scale_O, int64_t *found, number *narrow) {
+         const double *scale_O, int64_t *room, number *narrow) {
+    int64_t *position_C = room, *found = room + l->columns;
     if (!all_below(outputs, num_outputs, l->outputs) || !all_below(columns, num_columns, l->columns))
         return 0;
+    for (int64_t c = 0; c < l->columns; c++)
+        position_C[c] = -1;
+    for (int64_t j = 0; j < num_columns; j++)
+        position_C[columns[j]] = j;
     switch (l->taps) {
-        case 1: fill_with(l, 1, outputs, num_outputs, columns, num_columns, scale_O, found, narrow); break;
-        case 9: fill_with(l, 9, outputs, num_outputs, columns, num_columns, scale_O, found, narrow); break;
-        default: fill_with(l, l->taps, outputs, num_outputs, columns, num_columns, scale_O, found, narrow);
+        case 1: fill_with(l, 1, outputs, num_outputs, columns, num_columns, scale_O, position_C, found, narrow); break;
+        case 9: fill_with(l, 9, outputs, num_outputs, columns, num_columns, scale_O, position_C, found, narrow); break;
+        default: fill_with(l, l->taps, outputs, num_outputs, columns, num_columns, scale_O, position_C, found, narrow);
     }
     return 1;
 }
@@ -200,14 +251,12 @@ int fill(const layer *l, const int64_t *outputs, int64_t num_outputs, const int6
 void merge(const layer *l, const int64_t *outputs, int64_t num_outputs, const double *ratio_I, const double *scale_O,
            double *merged) {
     memset(merged, 0, num_outputs * l->taps * sizeof *merged);
-    for (int64_t i = 0; i < num_outputs; i++, merged += l->taps) {
-        const uint8_t *reads = l->reads + outputs[i] * l->columns;
-        double scale = scale_O[outputs[i]];
-        for (int64_t c = 0; c < l->columns && scale != 0; c++)
-            if (reads[c] && ratio_I[c] != 0) {
-                const number *weights = kernel(l, outputs[i], c);
-                for (int64_t t = 0; t < l->taps; t++)
-                    merged[t] += weights[t] * (ratio_I[c] * scale);
-            }
-    }
+    for (int64_t i = 0; i < num_outputs; i++, merged += l->taps)
+        if (scale_O[outputs[i]] != 0)
+            FOR_EACH(c, l, outputs[i])
+                if (ratio_I[c] != 0) {
+                    const number *weights = kernel(l, outputs[i], c);
+                    for (int64_t t = 0; t < l->taps; t++)
+                        merged[t] += weights[t] * (ratio_I[c] * scale_O[outputs[i]]);
+                }
 }

@@ -8,11 +8,13 @@ The loops over the weights exist twice: in layers.c and, several times as slow, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import ctypes
 from dataclasses import dataclass
 from functools import cache, cached_property
 import math
 from pathlib import Path
+import threading
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -20,7 +22,7 @@ import torch
 from torch import fx, nn
 
 from dnnshifter_ext import compiler, ops
-from dnnshifter_ext.fuse import numbers, scales_and_shifts
+from dnnshifter_ext.fuse import fusable_norms, numbers, scales_and_shifts
 
 SOURCE = Path(__file__).with_name('layers.c')
 # Weights, as one byte each they stay in the second-level cache.
@@ -174,7 +176,7 @@ class CompiledLayerFacts(LayerFacts):
 
     def __init__(self, module: nn.Module, functions: ctypes.CDLL) -> None:
         super().__init__(module)
-        self._functions = functions
+        self.functions, self.layer = functions, _Layer(self)
 
     def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         constant_O = np.empty(self.num_outputs, dtype=bool)
@@ -199,8 +201,8 @@ class CompiledLayerFacts(LayerFacts):
         return sums_O
 
     def fill(self, narrow_OCK: np.ndarray, outputs: np.ndarray, columns: np.ndarray, scale_O: np.ndarray) -> None:
-        if not self._call('fill', outputs, len(outputs), columns, len(columns), scale_O, np.empty_like(columns),
-                          narrow_OCK):
+        room = np.empty(2 * self.num_columns + 1, np.int64)
+        if not self._call('fill', outputs, len(outputs), columns, len(columns), scale_O, room, narrow_OCK):
             raise IndexError('there are no such outputs or inputs')
 
     def merged(self, outputs: np.ndarray, ratio_I: np.ndarray, scale_O: np.ndarray) -> np.ndarray:
@@ -210,36 +212,39 @@ class CompiledLayerFacts(LayerFacts):
 
     @property
     def reads_any_O(self) -> np.ndarray:
-        return self._layer.reads_any_O
+        return self._found.reads_any_O
 
     @property
     def _reads_OC(self) -> np.ndarray:
-        return self._layer.reads_OC
+        bits = np.unpackbits(self._found.reads_OW.view(np.uint8), axis=1, bitorder='little', count=self.num_columns)
+        return bits.view(bool)
 
     @cached_property
-    def _layer(self) -> _Layer:
-        layer = _Layer(self)
-        self._functions.find(ctypes.addressof(layer))
-        return layer
+    def _found(self) -> _Layer:
+        self.functions.find(ctypes.addressof(self.layer))
+        return self.layer
 
     def _call(self, function: str, *arguments: np.ndarray | int) -> int | None:
-        return getattr(self._functions, function)(ctypes.addressof(self._layer), *(
+        """Arrays are masks, or of int64 or float64, and contiguous."""
+        return getattr(self.functions, function)(ctypes.addressof(self._found), *(
             argument if isinstance(argument, int) else argument.ctypes.data for argument in arguments))
 
 
 class _Layer(ctypes.Structure):
     """`layer` of layers.c, and the memory that it points to."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ('outputs', 'columns', 'groups', 'taps')] + [
-        (name, ctypes.c_void_p) for name in ('weights', 'on_padding', 'reads', 'reads_any')]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ('outputs', 'columns', 'groups', 'taps')),
+        *((name, ctypes.c_void_p) for name in ('weights', 'on_padding', 'reads', 'reads_any')),
+        ('state', ctypes.c_int64)]
 
     def __init__(self, facts: LayerFacts) -> None:
         self.weights_NK, self.on_padding_K = facts.weights_NK, taps_on_padding(facts.module)
-        self.reads_OC = np.empty((facts.num_outputs, facts.num_columns), dtype=bool)
+        self.reads_OW = np.empty((facts.num_outputs, -(-facts.num_columns // 64)), dtype=np.uint64)
         self.reads_any_O = np.empty(facts.num_outputs, dtype=bool)
         super().__init__(
             facts.num_outputs, facts.num_columns, facts.groups, facts.num_taps,
-            *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OC, self.reads_any_O)))
+            *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OW, self.reads_any_O)))
 
 
 @cache
@@ -250,6 +255,7 @@ def functions_for(dtype: np.dtype) -> ctypes.CDLL | None:
     if path is None:
         return None
     functions, size, pointer = ctypes.CDLL(path), ctypes.c_int64, ctypes.c_void_p
+    functions.find_all.argtypes = (pointer, size)
     functions.find.argtypes = (pointer,)
     functions.constants.argtypes = (pointer,) * 5
     functions.sums.argtypes = functions.cut.argtypes = (pointer,) * 4
@@ -274,20 +280,34 @@ def facts_of_layer(module: nn.Module) -> LayerFacts:
 class Facts:
     """What the weights of a model say. Found when asked for, and kept.
 
-    layers: the facts about every conv or linear layer, by its path.
+    modules: all of the model, by their path ('' is the model itself). layers: the facts about every conv or linear
+    layer, by its path. fusable_norms: path of a layer -> the call of the batch norm that can become part of it.
     """
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
-        modules = dict(graph_module.named_modules(remove_duplicate=False))
-        self.layers = {path: facts_of_layer(module) for path, module in modules.items()
+        self.modules = dict(graph_module.named_modules(remove_duplicate=False))
+        self.fusable_norms = fusable_norms(graph_module)
+        self.layers = {path: facts_of_layer(module) for path, module in self.modules.items()
                        if ops.is_conv_or_linear(module)}
-        self._norms = {path: module for path, module in modules.items()
+        self._norms = {path: module for path, module in self.modules.items()
                        if type(module) in ops.BATCH_NORMS and module.running_mean is not None}
+
+    def begin(self) -> None:
+        """Starts to read the weights of all layers, the last first: who asks about the first ones reads those."""
+        compiled = [facts for facts in reversed(self.layers.values()) if isinstance(facts, CompiledLayerFacts)]
+        for functions in dict.fromkeys(facts.functions for facts in compiled):
+            layers = [facts.layer for facts in compiled if facts.functions is functions]
+            threading.Thread(target=_find_all, args=(functions, layers)).start()
 
     @cached_property
     def norms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Path of a batch norm -> the scale and the shift of its channels in evaluation mode, each (C,) in float64."""
         return scales_and_shifts(self._norms)
+
+
+def _find_all(functions: ctypes.CDLL, layers: Sequence[_Layer]) -> None:
+    addresses = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
+    functions.find_all(addresses, len(layers))
 
 
 def taps_on_padding(module: nn.Module) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from dnnshifter_ext import ops
-from dnnshifter_ext.fuse import copy_without, fusable_norms, fused_layer, numbers
+from dnnshifter_ext.fuse import copy_without, fused_layer, numbers
 from dnnshifter_ext.graph import rebuild
 from dnnshifter_ext.layers import Facts, LayerFacts
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
@@ -44,8 +44,7 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan,
     """
     facts = Facts(graph_module) if facts is None else facts
     _check(plan, facts.layers)
-    modules = dict(graph_module.named_modules(remove_duplicate=False))
-    norms = fusable_norms(graph_module)
+    modules, norms = facts.modules, facts.fusable_norms
     memory = Memory(sum(_num_bytes(facts.layers[layer.layer], layer) for layer in plan.layers), len(plan.layers))
     narrow: dict[str, nn.Module | torch.Tensor] = {}
     with torch.no_grad():

@@ -189,7 +189,9 @@ def _layer_plan(flow: Flow, keep_O: np.ndarray, draft: tuple, reasons: list[str]
     empty_O = keep_O & ~flow.varies[node] if may_empty else np.zeros_like(keep_O)
 
     gone_O = ~keep_O
-    if exact:
+    if keep_O.all():
+        removed = []
+    elif exact:
         reason_O = reason_S[strands_O]
         explained_O = gone_O & read_O
         removed = [(plans.UNREAD, gone_O & ~read_O)]
