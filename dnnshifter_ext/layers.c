@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifdef FLOAT64
@@ -190,7 +191,18 @@ void cut(const layer *l, const uint8_t *outputs_O, const uint8_t *shown_I, uint8
         }
 }
 
-/* ---- a narrower layer ---------------------------------------------------------------------------------------------- */
+/* ---- narrower layers ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    layer *layer;
+    int64_t num_outputs, num_columns;
+    const int64_t *outputs, *columns;                        /* those that stay */
+    const double *scale_O;                                   /* of all outputs; 0: no weights */
+    const double *ratio_I;                                   /* how much of each input's kernel the carrier gets, or NULL */
+    int64_t carrier;                                         /* where it is among the columns */
+    number *narrow;                                          /* (num_outputs, num_columns, K) zeros before */
+    _Atomic int64_t is_begun;
+} filling;
 
 static int all_below(const int64_t *indices, int64_t num, int64_t end) {
     for (int64_t i = 0; i < num; i++)
@@ -199,17 +211,18 @@ static int all_below(const int64_t *indices, int64_t num, int64_t end) {
     return 1;
 }
 
-static inline INLINED void fill_with(const layer *l, int64_t taps, const int64_t *outputs, int64_t num_outputs,
-                                     const int64_t *columns, int64_t num_columns, const double *scale_O,
-                                     const int64_t *position_C, int64_t *found, number *narrow) {
-    for (int64_t i = 0; i < num_outputs; i++, narrow += num_columns * taps) {
-        const number *weights = kernel(l, outputs[i], 0);
-        double scale = scale_O[outputs[i]];
+/* position_C: where each column goes, or -1; found: space for C positions. */
+static inline INLINED void fill_with(const filling *f, int64_t taps, const int64_t *position_C, int64_t *found) {
+    const layer *l = f->layer;
+    number *narrow = f->narrow;
+    for (int64_t i = 0; i < f->num_outputs; i++, narrow += f->num_columns * taps) {
+        const number *weights = kernel(l, f->outputs[i], 0);
+        double scale = f->scale_O[f->outputs[i]];
         int64_t num_found = 0;
         if (scale == 0)
             continue;
         /* All kernels of the row before any of them: their memory arrives while others are copied. */
-        FOR_EACH(c, l, outputs[i]) {
+        FOR_EACH(c, l, f->outputs[i]) {
             found[num_found] = position_C[c];
             num_found += position_C[c] >= 0;
         }
@@ -219,44 +232,67 @@ static inline INLINED void fill_with(const layer *l, int64_t taps, const int64_t
             continue;
         }
         for (int64_t n = 0; n < num_found; n++) {
-            const number *from = weights + columns[found[n]] * taps;
+            const number *from = weights + f->columns[found[n]] * taps;
             number *to = narrow + found[n] * taps;
             if (n + AHEAD < num_found)
-                __builtin_prefetch(weights + columns[found[n + AHEAD]] * taps);
+                __builtin_prefetch(weights + f->columns[found[n + AHEAD]] * taps);
             for (int64_t t = 0; t < taps; t++)
                 to[t] = (number)(from[t] * scale);
         }
     }
 }
 
-/* narrow: (num_outputs, num_columns, K), zeros before; room: for 2 C + 1 indices. Is every index one of the layer? */
-int fill(const layer *l, const int64_t *outputs, int64_t num_outputs, const int64_t *columns, int64_t num_columns,
-         const double *scale_O, int64_t *room, number *narrow) {
-    int64_t *position_C = room, *found = room + l->columns;
-    if (!all_below(outputs, num_outputs, l->outputs) || !all_below(columns, num_columns, l->columns))
-        return 0;
-    for (int64_t c = 0; c < l->columns; c++)
-        position_C[c] = -1;
-    for (int64_t j = 0; j < num_columns; j++)
-        position_C[columns[j]] = j;
-    switch (l->taps) {
-        case 1: fill_with(l, 1, outputs, num_outputs, columns, num_columns, scale_O, position_C, found, narrow); break;
-        case 9: fill_with(l, 9, outputs, num_outputs, columns, num_columns, scale_O, position_C, found, narrow); break;
-        default: fill_with(l, l->taps, outputs, num_outputs, columns, num_columns, scale_O, position_C, found, narrow);
+/* The kernels of the carrier: sums of those of all inputs times their ratios. merged: space for K. */
+static void merge(const filling *f, double *merged) {
+    const layer *l = f->layer;
+    for (int64_t i = 0; i < f->num_outputs; i++) {
+        double scale = f->scale_O[f->outputs[i]];
+        number *narrow = f->narrow + (i * f->num_columns + f->carrier) * l->taps;
+        memset(merged, 0, l->taps * sizeof *merged);
+        if (scale != 0)
+            FOR_EACH(c, l, f->outputs[i])
+                if (f->ratio_I[c] != 0) {
+                    const number *weights = kernel(l, f->outputs[i], c);
+                    for (int64_t t = 0; t < l->taps; t++)
+                        merged[t] += weights[t] * (f->ratio_I[c] * scale);
+                }
+        for (int64_t t = 0; t < l->taps; t++)
+            narrow[t] = (number)merged[t];
     }
-    return 1;
 }
 
-/* One kernel per output, (num_outputs, K): the sum of those of all inputs times their ratios. */
-void merge(const layer *l, const int64_t *outputs, int64_t num_outputs, const double *ratio_I, const double *scale_O,
-           double *merged) {
-    memset(merged, 0, num_outputs * l->taps * sizeof *merged);
-    for (int64_t i = 0; i < num_outputs; i++, merged += l->taps)
-        if (scale_O[outputs[i]] != 0)
-            FOR_EACH(c, l, outputs[i])
-                if (ratio_I[c] != 0) {
-                    const number *weights = kernel(l, outputs[i], c);
-                    for (int64_t t = 0; t < l->taps; t++)
-                        merged[t] += weights[t] * (ratio_I[c] * scale_O[outputs[i]]);
-                }
+/* Can it be filled? Not if an index is none of the layer's, or there is no memory. */
+static int fill(const filling *f) {
+    layer *l = f->layer;
+    if (!all_below(f->outputs, f->num_outputs, l->outputs) || !all_below(f->columns, f->num_columns, l->columns))
+        return 0;
+    int64_t *position_C = malloc((2 * l->columns + 1) * sizeof *position_C), *found = position_C + l->columns;
+    double *merged = malloc(l->taps * sizeof *merged);
+    int is_room = position_C && merged;
+    if (is_room) {
+        for (int64_t c = 0; c < l->columns; c++)
+            position_C[c] = -1;
+        for (int64_t j = 0; j < f->num_columns; j++)
+            position_C[f->columns[j]] = j;
+        find(l);
+        switch (l->taps) {
+            case 1: fill_with(f, 1, position_C, found); break;
+            case 9: fill_with(f, 9, position_C, found); break;
+            default: fill_with(f, l->taps, position_C, found);
+        }
+        if (f->ratio_I)
+            merge(f, merged);
+    }
+    free(position_C);
+    free(merged);
+    return is_room;
+}
+
+/* Fills those that no other thread has begun, the last first; returns how many of them it could not. */
+int64_t fill_all(filling *fillings, int64_t num_fillings) {
+    int64_t failed = 0, expected;
+    for (filling *f = fillings + num_fillings - 1; f >= fillings; f--)
+        if (expected = 0, atomic_compare_exchange_strong(&f->is_begun, &expected, 1))
+            failed += !fill(f);
+    return failed;
 }

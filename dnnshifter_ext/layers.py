@@ -8,7 +8,7 @@ The loops over the weights exist twice: in layers.c and, several times as slow, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import ctypes
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -41,6 +41,22 @@ class Kernels:
         """What they add to each output when every input is a constant, (O,) in float64."""
         sums_N = self.weights_NK @ np.ones(self.weights_NK.shape[1])
         return np.bincount(self.output_N, weights=sums_N * constants_I[self.input_N], minlength=num_outputs)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A narrow layer's weight, zeros before, and what of a layer goes into it.
+
+    outputs, columns: those that stay, in int64, (O,) and (C,) of `narrow_OCK`. scale_O: of all outputs of the layer, as
+    factors; one with 0 gets no weights. ratio_I: how much of each input's kernel the column at `carrier` gets, if any.
+    """
+
+    narrow_OCK: np.ndarray
+    outputs: np.ndarray
+    columns: np.ndarray
+    scale_O: np.ndarray
+    ratio_I: np.ndarray | None = None
+    carrier: int = 0
 
 
 class LayerFacts:
@@ -104,23 +120,23 @@ class LayerFacts:
         """What inputs that are these constants add to each of these outputs, (O,) in float64; 0 for the others."""
         return self.kernels(outputs_O, constants_I != 0).sums(constants_I, self.num_outputs)
 
-    def fill(self, narrow_OCK: np.ndarray, outputs: np.ndarray, columns: np.ndarray, scale_O: np.ndarray) -> None:
-        """Puts the weights of these outputs and columns, times the scale of their output, into zeros."""
+    def fill(self, filling: Filling) -> None:
+        """Puts weights into a narrow layer."""
+        outputs, columns, scale_O, ratio_I = filling.outputs, filling.columns, filling.scale_O, filling.ratio_I
         scale_N = np.repeat(scale_O[outputs], len(columns))
         chosen_N = (outputs[:, None] * self.num_columns + columns).reshape(-1)
         reads_N = self._reads_OC.reshape(-1)[chosen_N] & (scale_N != 0)
-        narrow_OCK.reshape(-1, self.num_taps)[reads_N] = self.weights_NK[chosen_N[reads_N]] * scale_N[reads_N, None]
-
-    def merged(self, outputs: np.ndarray, ratio_I: np.ndarray, scale_O: np.ndarray) -> np.ndarray:
-        """One kernel for each of these outputs, (len(outputs), K) in float64: all of them times ratio and scale."""
-        is_chosen_O = np.zeros(self.num_outputs, dtype=bool)
-        is_chosen_O[outputs] = True
-        kernels = self.kernels(is_chosen_O & (scale_O != 0), ratio_I != 0)
-        factor_N = ratio_I[kernels.input_N] * scale_O[kernels.output_N]
-        # Output by output, as the kernels are: a product with a matrix of one factor per kernel.
-        first_O = np.searchsorted(kernels.output_N, np.append(outputs, self.num_outputs))
-        return csr_array((factor_N, np.arange(len(factor_N)), first_O),
-                         shape=(len(outputs), len(factor_N))) @ kernels.weights_NK
+        narrow_NK = filling.narrow_OCK.reshape(-1, self.num_taps)
+        narrow_NK[reads_N] = self.weights_NK[chosen_N[reads_N]] * scale_N[reads_N, None]
+        if ratio_I is not None:
+            is_chosen_O = np.zeros(self.num_outputs, dtype=bool)
+            is_chosen_O[outputs] = True
+            kernels = self.kernels(is_chosen_O & (scale_O != 0), ratio_I != 0)
+            factor_N = ratio_I[kernels.input_N] * scale_O[kernels.output_N]
+            # Output by output, as the kernels are: a product with a matrix of one factor per kernel.
+            first_O = np.searchsorted(kernels.output_N, np.append(outputs, self.num_outputs))
+            merge_ON = csr_array((factor_N, np.arange(len(factor_N)), first_O), shape=(len(outputs), len(factor_N)))
+            filling.narrow_OCK[:, filling.carrier] = merge_ON @ kernels.weights_NK
 
     @cached_property
     def reads_any_O(self) -> np.ndarray:
@@ -200,16 +216,6 @@ class CompiledLayerFacts(LayerFacts):
         self._call('sums', outputs_O, constants_I, sums_O)
         return sums_O
 
-    def fill(self, narrow_OCK: np.ndarray, outputs: np.ndarray, columns: np.ndarray, scale_O: np.ndarray) -> None:
-        room = np.empty(2 * self.num_columns + 1, np.int64)
-        if not self._call('fill', outputs, len(outputs), columns, len(columns), scale_O, room, narrow_OCK):
-            raise IndexError('there are no such outputs or inputs')
-
-    def merged(self, outputs: np.ndarray, ratio_I: np.ndarray, scale_O: np.ndarray) -> np.ndarray:
-        merged_OK = np.empty((len(outputs), self.num_taps))
-        self._call('merge', outputs, len(outputs), ratio_I, scale_O, merged_OK)
-        return merged_OK
-
     @property
     def reads_any_O(self) -> np.ndarray:
         return self._found.reads_any_O
@@ -247,6 +253,23 @@ class _Layer(ctypes.Structure):
             *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OW, self.reads_any_O)))
 
 
+class _Filling(ctypes.Structure):
+    """`filling` of layers.c, and the memory that it points to."""
+
+    _fields_ = [
+        ('layer', ctypes.c_void_p), ('num_outputs', ctypes.c_int64), ('num_columns', ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ('outputs', 'columns', 'scale', 'ratio')), ('carrier', ctypes.c_int64),
+        ('narrow', ctypes.c_void_p), ('is_begun', ctypes.c_int64)]
+
+    def __init__(self, layer: _Layer, filling: Filling) -> None:
+        self.memory = layer, filling
+        super().__init__(
+            ctypes.addressof(layer), len(filling.outputs), len(filling.columns),
+            *(None if array is None else array.ctypes.data
+              for array in (filling.outputs, filling.columns, filling.scale_O, filling.ratio_I)),
+            filling.carrier, filling.narrow_OCK.ctypes.data)
+
+
 @cache
 def functions_for(dtype: np.dtype) -> ctypes.CDLL | None:
     """Those of layers.c, compiled now if they never were on this machine (0.2 s); None without a C compiler."""
@@ -260,8 +283,7 @@ def functions_for(dtype: np.dtype) -> ctypes.CDLL | None:
     functions.constants.argtypes = (pointer,) * 5
     functions.sums.argtypes = functions.cut.argtypes = (pointer,) * 4
     functions.reads.argtypes = (pointer,) * 3
-    functions.fill.argtypes = (pointer, pointer, size, pointer, size, pointer, pointer, pointer)
-    functions.merge.argtypes = (pointer, pointer, size, pointer, pointer, pointer)
+    functions.fill_all.argtypes, functions.fill_all.restype = (pointer, size), size
     return functions
 
 
@@ -275,6 +297,32 @@ def facts_of_layer(module: nn.Module) -> LayerFacts:
     """The facts about a conv or linear layer."""
     functions = functions_for(np.dtype('float64' if module.weight.dtype is torch.float64 else 'float32'))
     return LayerFacts(module) if functions is None else CompiledLayerFacts(module, functions)
+
+
+class Fillings:
+    """Narrow layers to be filled, by any number of threads together (where that is compiled)."""
+
+    def __init__(self, fillings: Iterable[tuple[LayerFacts, Filling]]) -> None:
+        self._plain: list[tuple[LayerFacts, Filling]] = []
+        self._memory: dict[ctypes.CDLL, list[_Filling]] = {}
+        for facts, filling in fillings:
+            if isinstance(facts, CompiledLayerFacts):
+                self._memory.setdefault(facts.functions, []).append(_Filling(facts.layer, filling))
+            else:
+                self._plain.append((facts, filling))
+        self._compiled = {functions: (_Filling * len(many))(*many) for functions, many in self._memory.items()}
+
+    def run(self) -> None:
+        """Fills all that no other thread has begun.
+
+        Raises IndexError when there is no such output or column.
+        """
+        for functions, fillings in self._compiled.items():
+            if functions.fill_all(fillings, len(fillings)):
+                raise IndexError('the plan is for another model: it names outputs or inputs that a layer has not')
+        while self._plain:
+            facts, filling = self._plain.pop()
+            facts.fill(filling)
 
 
 class Facts:

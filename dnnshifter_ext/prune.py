@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 import math
 
 import numpy as np
@@ -13,18 +14,19 @@ from torch import fx, nn
 from dnnshifter_ext import ops
 from dnnshifter_ext.fuse import copy_without, fused_layer, numbers
 from dnnshifter_ext.graph import rebuild
-from dnnshifter_ext.layers import Facts, LayerFacts
+from dnnshifter_ext.layers import Facts, Filling, Fillings, LayerFacts
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.rewire import rewire
 
 CACHE_LINE = 64
+WORTH_A_THREAD = 2**22  # bytes to be filled
 
 
 class Memory:
-    """Zeros for many tensors in one piece: numpy asks for large pages then, and those are there ten times as soon."""
+    """Zeros for many arrays in one piece: numpy asks for large pages then, and those are there ten times as soon."""
 
-    def __init__(self, num_bytes: int, num_tensors: int) -> None:
-        self._free = np.zeros(num_bytes + num_tensors * CACHE_LINE, np.uint8)
+    def __init__(self, num_bytes: int, num_arrays: int) -> None:
+        self._free = np.zeros(num_bytes + num_arrays * CACHE_LINE, np.uint8)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Memory that no other array has."""
@@ -45,12 +47,33 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan,
     facts = Facts(graph_module) if facts is None else facts
     _check(plan, facts.layers)
     modules, norms = facts.modules, facts.fusable_norms
-    memory = Memory(sum(_num_bytes(facts.layers[layer.layer], layer) for layer in plan.layers), len(plan.layers))
+    num_bytes = sum(_num_bytes(facts.layers[layer.layer], layer) for layer in plan.layers)
+    memory = Memory(num_bytes, len(plan.layers))
     narrow: dict[str, nn.Module | torch.Tensor] = {}
+    filled: dict[str, Filling] = {}
+    for layer in plan.layers:
+        path = layer.layer
+        norm = facts.norms[norms[path].target] if path in norms else None
+        narrow[path], filled[path] = narrow_layer(facts.layers[path], layer, norm, memory)
+    fillings = Fillings((facts.layers[path], filling) for path, filling in filled.items())
+    with ThreadPoolExecutor(1) as pool:
+        other_thread = pool.submit(fillings.run) if num_bytes >= WORTH_A_THREAD else None
+        graph = _rewired(graph_module, plan, modules, norms, narrow)
+        small = rebuild(graph_module, narrow, graph)
+        fillings.run()
+        if other_thread is not None:
+            other_thread.result()
     with torch.no_grad():
-        for layer in plan.layers:
-            norm = facts.norms[norms[layer.layer].target] if layer.layer in norms else None
-            narrow[layer.layer] = narrow_layer(facts.layers[layer.layer], layer, norm, memory)
+        for path, filling in filled.items():
+            weight, narrow_OCK = narrow[path].weight, torch.from_numpy(filling.narrow_OCK)
+            if weight.data_ptr() != narrow_OCK.data_ptr():  # of another type, or elsewhere
+                weight.copy_(narrow_OCK.view(weight.shape))
+    return small
+
+
+def _rewired(graph_module: fx.GraphModule, plan: RemovalPlan, modules: dict[str, nn.Module], norms: dict[str, fx.Node],
+             narrow: dict[str, nn.Module | torch.Tensor]) -> fx.Graph:
+    """The graph of the narrow model; what else it needs is added to `narrow`."""
     narrow |= {path: fused_layer(modules[path], modules[norm.target])  # of layers that lose nothing, not even inputs
                for path, norm in norms.items() if path not in narrow}
     graph = copy_without(graph_module.graph, norms.values())
@@ -61,7 +84,7 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan,
             narrow |= rewire(modules, nodes[node_plan.node], node_plan)
         elif node_plan.node not in fused:
             raise ValueError(f"the plan is for another model: there is no node '{node_plan.node}'")
-    return rebuild(graph_module, narrow, graph)
+    return graph
 
 
 def _check(plan: RemovalPlan, facts: dict[str, LayerFacts]) -> None:
@@ -80,8 +103,8 @@ def _num_bytes(facts: LayerFacts, plan: LayerPlan) -> int:
 
 
 def narrow_layer(facts: LayerFacts, plan: LayerPlan, norm: tuple[np.ndarray, np.ndarray] | None,
-                 memory: Memory) -> nn.Module:
-    """A new conv or linear layer with the channels, weights and biases of the plan.
+                 memory: Memory) -> tuple[nn.Module, Filling]:
+    """A new conv or linear layer with the channels and biases of the plan, its weight zeros, and what goes into that.
 
     norm: scale and shift of the batch norm that is fused into it, if any. Its tensors are contiguous and its own;
     `memory` is for its weight.
@@ -92,22 +115,22 @@ def narrow_layer(facts: LayerFacts, plan: LayerPlan, norm: tuple[np.ndarray, np.
     bias_O = np.zeros(num_outputs) if module.bias is None else numbers(module.bias).copy()
     if plan.folded.channels:
         bias_O += facts.sums(_mask(outputs, num_outputs), _spread(plan.folded, facts.num_inputs))
+    scale_of_weights_O = scale_O
     if plan.emptied.channels:
-        bias_O[list(plan.emptied.channels)] = plan.emptied.values
-        scale_of_weights_O = scale_O.copy()
-        scale_of_weights_O[list(plan.emptied.channels)] = 0
-    else:
-        scale_of_weights_O = scale_O
-    weight_OCK = memory.zeros((len(outputs), len(columns), facts.num_taps), facts.weights_NK.dtype)
-    facts.fill(weight_OCK, outputs, columns, scale_of_weights_O)
-    if plan.carrier is not None:
-        ratio_I = _spread(plan.merged, facts.num_inputs)
-        ratio_I /= ratio_I[plan.carrier]
-        weight_OCK[:, plan.keep_inputs.index(plan.carrier)] = facts.merged(outputs, ratio_I, scale_of_weights_O)
-    weight = torch.from_numpy(weight_OCK.reshape(*weight_OCK.shape[:2], *module.weight.shape[2:])).to(module.weight)
+        emptied = list(plan.emptied.channels)
+        bias_O[emptied], scale_of_weights_O = plan.emptied.values, scale_O.copy()
+        scale_of_weights_O[emptied] = 0
     needs_bias = norm is not None or module.bias is not None or plan.folded.channels or any(plan.emptied.values)
+    ratio_I, carrier = None, 0
+    if plan.carrier is not None:
+        ratio_I, carrier = _spread(plan.merged, facts.num_inputs), plan.keep_inputs.index(plan.carrier)
+        ratio_I /= ratio_I[plan.carrier]
+    filling = Filling(memory.zeros((len(outputs), len(columns), facts.num_taps), facts.weights_NK.dtype),
+                      outputs, columns, scale_of_weights_O, ratio_I, carrier)
+    weight = torch.from_numpy(filling.narrow_OCK).view(len(outputs), len(columns), *module.weight.shape[2:])
+    weight = weight.to(module.weight)
     bias = torch.from_numpy((bias_O * scale_O + shift_O)[outputs]).to(weight) if needs_bias else None
-    return ops.with_tensors(module, weight, bias)
+    return ops.with_tensors(module, weight, bias), filling
 
 
 def _mask(channels: np.ndarray, num: int) -> np.ndarray:

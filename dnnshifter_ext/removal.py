@@ -32,7 +32,7 @@ from dnnshifter_ext.flow import Flow, analyse, with_branches
 from dnnshifter_ext.index_maps import find_branches, gathers
 from dnnshifter_ext.plan import Constants, LayerPlan, NodePlan, RemovalPlan, Removed, indices
 from dnnshifter_ext.recognise import is_split
-from dnnshifter_ext.structure import Structure
+from dnnshifter_ext.structure import Structure, mapped
 
 
 def plan_removal(structure: Structure, *, mode: str = 'exact', round_to: int = 1) -> RemovalPlan:
@@ -54,7 +54,7 @@ def plan_removal(structure: Structure, *, mode: str = 'exact', round_to: int = 1
     _round_up(flow, keep_S, round_to)
     _keep_one_of_each(flow, keep_S)
     _keep_what_is_scattered(flow, keep_S)
-    keep = {node: keep_S[strands_C] for node, strands_C in flow.strands.items()}
+    keep = mapped(flow.strands, lambda strands_C: keep_S[strands_C])
     keeps = {layer.node: keep[layer.sources[0]] for layer in layers(flow)}
     if exact and round_to == 1:
         for layer in layers(flow):
@@ -116,7 +116,7 @@ def _round_up(flow: Flow, keep_S: np.ndarray, round_to: int) -> None:
 
 def _keep_one_of_each(flow: Flow, keep_S: np.ndarray) -> None:
     """No value is left without channels. (Keeping a strand can only add channels elsewhere, so one pass is enough.)"""
-    for strands_C in flow.strands.values():
+    for strands_C in {id(strands_C): strands_C for strands_C in flow.strands.values()}.values():
         if len(strands_C) and not keep_S[strands_C].any():
             keep_S[strands_C[0]] = True
 
@@ -203,7 +203,7 @@ def _layer_plan(flow: Flow, keep_O: np.ndarray, draft: tuple, reasons: list[str]
     return LayerPlan(
         layer=node.target, num_outputs=facts.num_outputs, num_inputs=facts.num_columns,
         keep_outputs=indices(keep_O), keep_inputs=indices(columns),
-        removed=tuple(Removed(reason, indices(mask)) for reason, mask in removed if mask.any()),
+        removed=tuple(Removed(reason, channels) for reason, mask in removed if (channels := indices(mask))),
         emptied=Constants.where(empty_O, value.constants), folded=folded, merged=merged, carrier=carrier,
         barrier=barriers[0][int(pinned_by_O.max())] if (pinned_by_O >= 0).all() else '')
 

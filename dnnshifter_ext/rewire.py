@@ -100,16 +100,19 @@ def _like(modules: Modules) -> torch.Tensor:
 
 
 def _is_last_reader(modules: Modules, node: fx.Node, value: fx.Node) -> bool:
-    """Whether nothing that shares memory with `value` is read after `node`."""
-    def is_read_later(value: fx.Node) -> bool:
-        return any(user > node or (may_be_view(modules, user) and is_read_later(user))
-                   for user in value.users if user is not node)
-
-    while value.op not in ('placeholder', 'get_attr') and not is_read_later(value):
-        if not may_be_view(modules, value):
-            return True
-        value = value.args[0]
-    return False
+    """Whether nothing that shares memory with `value`, which must be the graph's own, is read after `node`."""
+    shared, unvisited = {value}, [value]
+    while unvisited:
+        value = unvisited.pop()
+        readers = [user for user in value.users if user is not node]
+        if value.op in ('placeholder', 'get_attr') or any(reader > node for reader in readers):
+            return False
+        views = [reader for reader in readers if reader not in shared and may_be_view(modules, reader)]
+        if may_be_view(modules, value):
+            views += [source for source in value.all_input_nodes if source not in shared]
+        shared.update(views)
+        unvisited += views
+    return True
 
 
 def _erase_unused(node: fx.Node) -> None:

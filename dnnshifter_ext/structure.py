@@ -12,6 +12,7 @@ channels that reach it, and those that leave it, stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,4 +62,13 @@ def strands_of(
     first, second = ids.joined()
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(ids.count, ids.count))
     num_strands, strand_of_id = connected_components(graph, directed=False)
-    return {node: strand_of_id[ids_C] for node, ids_C in ids_of.items()}, num_strands
+    return mapped(ids_of, lambda ids_C: strand_of_id[ids_C]), num_strands
+
+
+def mapped(
+    arrays: dict[fx.Node, np.ndarray], function: Callable[[np.ndarray], np.ndarray],
+) -> dict[fx.Node, np.ndarray]:
+    """`function` of each array, once where many nodes have the same: a batch norm's channels are those of its layer."""
+    distinct = {id(array): array for array in arrays.values()}
+    results = {key: function(array) for key, array in distinct.items()}
+    return {node: results[id(array)] for node, array in arrays.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dnnshifter_ext import compiler, layers
-from dnnshifter_ext.layers import CompiledLayerFacts, LayerFacts, facts_of_layer
+from dnnshifter_ext.layers import CompiledLayerFacts, Filling, Fillings, LayerFacts, facts_of_layer
 
 LAYERS = [nn.Linear(11, 7), nn.Conv1d(5, 6, 2, padding=1), nn.Conv2d(5, 6, 1), nn.Conv2d(5, 6, 3, padding=1),
           nn.Conv2d(6, 8, (1, 7), groups=2, padding='same'), nn.Conv2d(6, 6, 5, groups=6, bias=False),
@@ -76,14 +76,19 @@ def test_compiled_loops_answer_as_numpy_does(layer, dtype, seed):
     assert np.allclose(compiled.sums(some_O, constants_I), plain.sums(some_O, constants_I), rtol=1e-12, atol=1e-12)
 
     outputs, scale_O = some_O.nonzero()[0], generator.normal(size=len(some_O)) * (generator.random(len(some_O)) < 0.8)
+    weight_OCK = layer.weight.detach().double().reshape(plain.num_outputs, plain.num_columns, -1).numpy()
+    scaled_OCK = weight_OCK * scale_O[:, None, None]
     for columns in (np.arange(plain.num_columns), some_I[:plain.num_columns].nonzero()[0]):
-        narrow = [np.zeros((len(outputs), len(columns), plain.num_taps), plain.weights_NK.dtype) for _ in range(2)]
-        for facts, narrow_OCK in zip((compiled, plain), narrow):
-            facts.fill(narrow_OCK, outputs, columns, scale_O)
-        weight = layer.weight.detach().double().reshape(plain.num_outputs, plain.num_columns, -1)
-        expected = (weight * torch.from_numpy(scale_O)[:, None, None])[outputs][:, columns].numpy()
-        assert np.array_equal(narrow[0], expected.astype(narrow[0].dtype)) and np.array_equal(*narrow)
-    if plain.groups == 1:
-        merged = [facts.merged(outputs, constants_I, scale_O) for facts in (compiled, plain)]
-        assert np.allclose(*merged, rtol=1e-12, atol=1e-12)
-        assert np.any(merged[0]) or seed % 2 == 0
+        shape = len(outputs), len(columns), plain.num_taps
+        for ratio_I in (None, constants_I) if plain.groups == 1 and len(columns) else (None,):
+            narrow = []
+            for facts in (compiled, plain):
+                narrow.append(np.zeros(shape, plain.weights_NK.dtype))
+                Fillings([(facts, Filling(narrow[-1], outputs, columns, scale_O, ratio_I, len(columns) - 1))]).run()
+            expected_OCK = scaled_OCK[outputs][:, columns]
+            if ratio_I is not None:
+                merged_OK = np.einsum('ock,c->ok', scaled_OCK[outputs], ratio_I)
+                assert np.allclose(narrow[0][:, -1], merged_OK, rtol=1e-6) and (np.any(merged_OK) or seed % 2 == 0)
+                expected_OCK[:, -1] = narrow[0][:, -1]
+            assert np.array_equal(narrow[0], expected_OCK.astype(narrow[0].dtype))
+            assert np.allclose(*narrow, rtol=1e-6, atol=0)
