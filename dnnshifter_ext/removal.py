@@ -170,8 +170,9 @@ def _layer_plans(flow: Flow, keep: dict[fx.Node, np.ndarray], keeps: dict[fx.Nod
                 merged = Constants.where(merged_I, value.constants)
             for text, mask_I in ((plans.FOLDED.format(reader=layer.node.target), folded_I),
                                  (plans.MERGED.format(carrier=carrier, reader=layer.node.target), merged_I)):
-                reason_S[flow.strands[source][mask_I & ~keep[source]]] = len(reasons)
-                reasons.append(text)
+                if mask_I.any():
+                    reason_S[flow.strands[source][mask_I & ~keep[source]]] = len(reasons)
+                    reasons.append(text)
         drafts.append((layer, keep_I, folded, merged, carrier))
 
     barriers = _barriers(flow)
@@ -188,9 +189,10 @@ def _layer_plan(flow: Flow, keep_O: np.ndarray, draft: tuple, reasons: list[str]
     may_empty = exact and (facts.module.bias is not None or not keep_I.all())
     empty_O = keep_O & ~flow.varies[node] if may_empty else np.zeros_like(keep_O)
 
-    gone_O = ~keep_O
+    gone_O, removed, barrier = ~keep_O, [], ''
     if keep_O.all():
-        removed = []
+        pinned_by_O = barriers[1][strands_O]
+        barrier = barriers[0][int(pinned_by_O.max())] if (pinned_by_O >= 0).all() else ''
     elif exact:
         reason_O = reason_S[strands_O]
         explained_O = gone_O & read_O
@@ -199,13 +201,12 @@ def _layer_plan(flow: Flow, keep_O: np.ndarray, draft: tuple, reasons: list[str]
                     for i in np.bincount(reason_O[explained_O]).nonzero()[0]]
     else:
         removed = [(plans.ZERO_FILTER, gone_O)]
-    pinned_by_O = barriers[1][strands_O]
     return LayerPlan(
         layer=node.target, num_outputs=facts.num_outputs, num_inputs=facts.num_columns,
         keep_outputs=indices(keep_O), keep_inputs=indices(columns),
         removed=tuple(Removed(reason, channels) for reason, mask in removed if (channels := indices(mask))),
         emptied=Constants.where(empty_O, value.constants), folded=folded, merged=merged, carrier=carrier,
-        barrier=barriers[0][int(pinned_by_O.max())] if (pinned_by_O >= 0).all() else '')
+        barrier=barrier)
 
 
 def _barriers(flow: Flow) -> tuple[list[str], np.ndarray]:
