@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from dnnshifter_ext.fuse import fuse_conv_bn
 from dnnshifter_ext.graph import capture, trace_shapes
-from dnnshifter_ext.layers import load_loops
+from dnnshifter_ext.layers_in_c import load_loops
 from dnnshifter_ext.plan import RemovalPlan
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal

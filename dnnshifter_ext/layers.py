@@ -1,6 +1,6 @@
-"""What the weights of a conv or linear layer say about its channels, and the narrower layer that is left of them.
+"""What the weights of one conv or linear layer say about its channels, and the narrower layer that is left of them.
 
-The loops over the weights exist twice: in layers.c and, several times as slow, in numpy for where no compiler is.
+This is plain numpy; `layers_in_c` gives the same answers several times as fast where there is a compiler.
 """
 
 # O = output channels, I = input channels, G = groups, C = input channels of one group, K = taps of the kernel (all
@@ -8,23 +8,17 @@ The loops over the weights exist twice: in layers.c and, several times as slow, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-import ctypes
 from dataclasses import dataclass
 from functools import cache, cached_property
 import math
-from pathlib import Path
-import threading
 
 import numpy as np
 from scipy.sparse import csr_array
 import torch
-from torch import fx, nn
+from torch import nn
 
-from dnnshifter_ext import compiler, ops
-from dnnshifter_ext.fuse import fusable_norms, numbers, scales_and_shifts
+from dnnshifter_ext.fuse import numbers
 
-SOURCE = Path(__file__).with_name('layers.c')
 # Weights, as one byte each they stay in the second-level cache.
 BLOCK = 2**19
 
@@ -185,177 +179,6 @@ def _any_in_each(true_NK: np.ndarray) -> np.ndarray:
         width *= 2
     begins_N = any_in_width[::num_taps]
     return begins_N if width == num_taps else begins_N | any_in_width[num_taps - width::num_taps]
-
-
-class CompiledLayerFacts(LayerFacts):
-    """The same answers from layers.c."""
-
-    def __init__(self, module: nn.Module, functions: ctypes.CDLL) -> None:
-        super().__init__(module)
-        self.functions, self.layer = functions, _Layer(self)
-
-    def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        constant_O = np.empty(self.num_outputs, dtype=bool)
-        constants_O = np.zeros(self.num_outputs) if self.module.bias is None else numbers(self.module.bias).copy()
-        self._call('constants', constant_I, constants_I, constant_O, constants_O)
-        return constant_O, constants_O
-
-    def reads(self, varies_O: np.ndarray) -> np.ndarray:
-        reads_I = np.zeros(self.num_inputs, dtype=bool)
-        self._call('reads', varies_O, reads_I)
-        return reads_I
-
-    def cut(self, varies_O: np.ndarray, shown_I: np.ndarray) -> np.ndarray:
-        cut_I = np.zeros(self.num_inputs, dtype=bool)
-        if self._is_padded and shown_I.any():
-            self._call('cut', varies_O, shown_I, cut_I)
-        return cut_I
-
-    def sums(self, outputs_O: np.ndarray, constants_I: np.ndarray) -> np.ndarray:
-        sums_O = np.empty(self.num_outputs)
-        self._call('sums', outputs_O, constants_I, sums_O)
-        return sums_O
-
-    @property
-    def reads_any_O(self) -> np.ndarray:
-        return self._found.reads_any_O
-
-    @property
-    def _reads_OC(self) -> np.ndarray:
-        bits = np.unpackbits(self._found.reads_OW.view(np.uint8), axis=1, bitorder='little', count=self.num_columns)
-        return bits.view(bool)
-
-    @cached_property
-    def _found(self) -> _Layer:
-        self.functions.find(ctypes.addressof(self.layer))
-        return self.layer
-
-    def _call(self, function: str, *arguments: np.ndarray | int) -> int | None:
-        """Arrays are masks, or of int64 or float64, and contiguous."""
-        return getattr(self.functions, function)(ctypes.addressof(self._found), *(
-            argument if isinstance(argument, int) else argument.ctypes.data for argument in arguments))
-
-
-class _Layer(ctypes.Structure):
-    """`layer` of layers.c, and the memory that it points to."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ('outputs', 'columns', 'groups', 'taps')),
-        *((name, ctypes.c_void_p) for name in ('weights', 'on_padding', 'reads', 'reads_any')),
-        ('state', ctypes.c_int64)]
-
-    def __init__(self, facts: LayerFacts) -> None:
-        self.weights_NK, self.on_padding_K = facts.weights_NK, taps_on_padding(facts.module)
-        self.reads_OW = np.empty((facts.num_outputs, -(-facts.num_columns // 64)), dtype=np.uint64)
-        self.reads_any_O = np.empty(facts.num_outputs, dtype=bool)
-        super().__init__(
-            facts.num_outputs, facts.num_columns, facts.groups, facts.num_taps,
-            *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OW, self.reads_any_O)))
-
-
-class _Filling(ctypes.Structure):
-    """`filling` of layers.c, and the memory that it points to."""
-
-    _fields_ = [
-        ('layer', ctypes.c_void_p), ('num_outputs', ctypes.c_int64), ('num_columns', ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ('outputs', 'columns', 'scale', 'ratio')), ('carrier', ctypes.c_int64),
-        ('narrow', ctypes.c_void_p), ('is_begun', ctypes.c_int64)]
-
-    def __init__(self, layer: _Layer, filling: Filling) -> None:
-        self.memory = layer, filling
-        super().__init__(
-            ctypes.addressof(layer), len(filling.outputs), len(filling.columns),
-            *(None if array is None else array.ctypes.data
-              for array in (filling.outputs, filling.columns, filling.scale_O, filling.ratio_I)),
-            filling.carrier, filling.narrow_OCK.ctypes.data)
-
-
-@cache
-def functions_for(dtype: np.dtype) -> ctypes.CDLL | None:
-    """Those of layers.c, compiled now if they never were on this machine (0.2 s); None without a C compiler."""
-    path = compiler.compile_once(SOURCE, f"the converter's loops for {dtype}", 'they run on numpy, at half the speed',
-                                 *(('-DFLOAT64',) if dtype == np.float64 else ()))
-    if path is None:
-        return None
-    functions, size, pointer = ctypes.CDLL(path), ctypes.c_int64, ctypes.c_void_p
-    functions.find_all.argtypes = (pointer, size)
-    functions.find.argtypes = (pointer,)
-    functions.constants.argtypes = (pointer,) * 5
-    functions.sums.argtypes = functions.cut.argtypes = (pointer,) * 4
-    functions.reads.argtypes = (pointer,) * 3
-    functions.fill_all.argtypes, functions.fill_all.restype = (pointer, size), size
-    return functions
-
-
-def load_loops() -> None:
-    """Compiles layers.c now, where it never was, and not in the middle of something that is timed."""
-    for dtype in (np.float32, np.float64):
-        functions_for(np.dtype(dtype))
-
-
-def facts_of_layer(module: nn.Module) -> LayerFacts:
-    """The facts about a conv or linear layer."""
-    functions = functions_for(np.dtype('float64' if module.weight.dtype is torch.float64 else 'float32'))
-    return LayerFacts(module) if functions is None else CompiledLayerFacts(module, functions)
-
-
-class Fillings:
-    """Narrow layers to be filled, by any number of threads together (where that is compiled)."""
-
-    def __init__(self, fillings: Iterable[tuple[LayerFacts, Filling]]) -> None:
-        self._plain: list[tuple[LayerFacts, Filling]] = []
-        self._memory: dict[ctypes.CDLL, list[_Filling]] = {}
-        for facts, filling in fillings:
-            if isinstance(facts, CompiledLayerFacts):
-                self._memory.setdefault(facts.functions, []).append(_Filling(facts.layer, filling))
-            else:
-                self._plain.append((facts, filling))
-        self._compiled = {functions: (_Filling * len(many))(*many) for functions, many in self._memory.items()}
-
-    def run(self) -> None:
-        """Fills all that no other thread has begun.
-
-        Raises IndexError when there is no such output or column.
-        """
-        for functions, fillings in self._compiled.items():
-            if functions.fill_all(fillings, len(fillings)):
-                raise IndexError('the plan is for another model: it names outputs or inputs that a layer has not')
-        while self._plain:
-            facts, filling = self._plain.pop()
-            facts.fill(filling)
-
-
-class Facts:
-    """What the weights of a model say. Found when asked for, and kept.
-
-    modules: all of the model, by their path ('' is the model itself). layers: the facts about every conv or linear
-    layer, by its path. fusable_norms: path of a layer -> the call of the batch norm that can become part of it.
-    """
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        self.modules = dict(graph_module.named_modules(remove_duplicate=False))
-        self.fusable_norms = fusable_norms(graph_module)
-        self.layers = {path: facts_of_layer(module) for path, module in self.modules.items()
-                       if ops.is_conv_or_linear(module)}
-        self._norms = {path: module for path, module in self.modules.items()
-                       if type(module) in ops.BATCH_NORMS and module.running_mean is not None}
-
-    def begin(self) -> None:
-        """Starts to read the weights of all layers, the last first: who asks about the first ones reads those."""
-        compiled = [facts for facts in reversed(self.layers.values()) if isinstance(facts, CompiledLayerFacts)]
-        for functions in dict.fromkeys(facts.functions for facts in compiled):
-            layers = [facts.layer for facts in compiled if facts.functions is functions]
-            threading.Thread(target=_find_all, args=(functions, layers)).start()
-
-    @cached_property
-    def norms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Path of a batch norm -> the scale and the shift of its channels in evaluation mode, each (C,) in float64."""
-        return scales_and_shifts(self._norms)
-
-
-def _find_all(functions: ctypes.CDLL, layers: Sequence[_Layer]) -> None:
-    addresses = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
-    functions.find_all(addresses, len(layers))
 
 
 def taps_on_padding(module: nn.Module) -> np.ndarray:

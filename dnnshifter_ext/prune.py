@@ -12,9 +12,10 @@ import torch
 from torch import fx, nn
 
 from dnnshifter_ext import ops
+from dnnshifter_ext.facts import Facts, Fillings
 from dnnshifter_ext.fuse import copy_without, fused_layer, numbers
 from dnnshifter_ext.graph import rebuild
-from dnnshifter_ext.layers import Facts, Filling, Fillings, LayerFacts
+from dnnshifter_ext.layers import Filling, LayerFacts
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.rewire import rewire
 

@@ -14,8 +14,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from dnnshifter_ext import ops, rules
+from dnnshifter_ext.facts import Facts
 from dnnshifter_ext.graph import single_calls
-from dnnshifter_ext.layers import Facts
 
 _ARITHMETIC: dict[object, Callable] = {
     operator.add: operator.add, operator.iadd: operator.add, torch.add: operator.add,

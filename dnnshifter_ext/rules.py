@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from dnnshifter_ext.facts import Facts
 from dnnshifter_ext.fuse import numbers
-from dnnshifter_ext.layers import Facts, LayerFacts
+from dnnshifter_ext.layers import LayerFacts
 
 
 class Ids:

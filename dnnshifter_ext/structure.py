@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from dnnshifter_ext import rules
-from dnnshifter_ext.layers import Facts
+from dnnshifter_ext.facts import Facts
 from dnnshifter_ext.recognise import find_rules
 
 

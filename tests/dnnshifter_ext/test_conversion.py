@@ -8,7 +8,7 @@ import torchvision
 
 import dnnshifter_ext
 from dnnshifter_ext import conversion as conversion_module
-from dnnshifter_ext import layers
+from dnnshifter_ext import facts
 from dnnshifter_ext.conversion import convert
 from dnnshifter_ext.fuse import scales_and_shifts
 from dnnshifter_ext.prune import apply_plan
@@ -234,7 +234,7 @@ def test_a_fusion_that_changes_the_model_is_not_returned_either(build, monkeypat
     def shifted(norms):
         return {path: (scale_C, shift_C + 1e-3) for path, (scale_C, shift_C) in scales_and_shifts(norms).items()}
 
-    monkeypatch.setattr(layers, 'scales_and_shifts', shifted)
+    monkeypatch.setattr(facts, 'scales_and_shifts', shifted)
     with pytest.raises(ValueError, match='it is thrown away'):
         convert(build(), nets.images())
 

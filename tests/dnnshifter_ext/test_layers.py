@@ -1,16 +1,19 @@
+from concurrent.futures import ThreadPoolExecutor
 import copy
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from dnnshifter_ext import compiler, layers
-from dnnshifter_ext.layers import CompiledLayerFacts, Filling, Fillings, LayerFacts, facts_of_layer
+from dnnshifter_ext.facts import Facts, Fillings, facts_of_layer
+from dnnshifter_ext.layers import Filling, LayerFacts
+from dnnshifter_ext.layers_in_c import LayerFactsInC
 
 LAYERS = [nn.Linear(11, 7), nn.Conv1d(5, 6, 2, padding=1), nn.Conv2d(5, 6, 1), nn.Conv2d(5, 6, 3, padding=1),
           nn.Conv2d(6, 8, (1, 7), groups=2, padding='same'), nn.Conv2d(6, 6, 5, groups=6, bias=False),
-          nn.Conv3d(4, 3, 2)]
+          nn.Conv3d(4, 3, 2), nn.Linear(130, 5), nn.Conv2d(128, 6, 3, padding=1, groups=2), nn.Conv2d(65, 4, 1)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
@@ -64,7 +67,7 @@ def test_the_smallest_number_is_a_weight(facts_of):
 def test_compiled_loops_answer_as_numpy_does(layer, dtype, seed):
     layer, generator = sparse(layer, dtype, density=(0.2, 2)[seed % 2]), np.random.default_rng(seed)
     compiled, plain = facts_of_layer(layer), LayerFacts(layer)
-    assert isinstance(compiled, CompiledLayerFacts)
+    assert isinstance(compiled, LayerFactsInC)
     some_O, some_I = generator.random(plain.num_outputs) < 0.7, generator.random(plain.num_inputs) < 0.7
     constants_I = np.where(some_I & (generator.random(plain.num_inputs) < 0.8), generator.normal(size=len(some_I)), 0.0)
     (constant_O, constants_O), (expected_O, expected) = (
@@ -92,3 +95,23 @@ def test_compiled_loops_answer_as_numpy_does(layer, dtype, seed):
                 expected_OCK[:, -1] = narrow[0][:, -1]
             assert np.array_equal(narrow[0], expected_OCK.astype(narrow[0].dtype))
             assert np.allclose(*narrow, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(compiler.find() is None, reason='no C compiler')
+def test_many_threads_read_and_fill_each_layer_once():
+    model = nn.Sequential(*(sparse(nn.Conv2d(96, 64, 3), torch.float32) for _ in range(24)))
+    for _ in range(5):
+        facts = Facts(fx.symbolic_trace(model))
+        fillings, outputs, columns = [], np.arange(0, 64, 2), np.arange(1, 96, 3)
+        for own in facts.layers.values():
+            narrow = np.zeros((len(outputs), len(columns), 9), np.float32)
+            fillings.append((own, Filling(narrow, outputs, columns, np.ones(64))))
+        together = Fillings(fillings)
+        facts.begin()
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(together.run) for _ in range(8)]:
+                done.result()
+        for layer, (own, filling) in zip(model, fillings, strict=True):
+            weight = layer.weight.detach()
+            assert np.array_equal(own.reads_any_O, (weight != 0).flatten(1).any(1))
+            assert np.array_equal(filling.narrow_OCK, weight[outputs][:, columns].flatten(2))

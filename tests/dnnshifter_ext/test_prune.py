@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from dnnshifter_ext import layers
+from dnnshifter_ext import facts, prune
 from dnnshifter_ext.graph import capture
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.prune import apply_plan
@@ -67,9 +67,23 @@ def test_a_bias_is_added_where_a_constant_needs_one_and_nowhere_else():
     assert apply_plan(*planned(model)).conv2.bias is None
 
 
+@pytest.mark.parametrize('build', [nets.VGG, nets.ResNet, nets.FlatteningNet])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_two_threads_fill_the_same_model(build, dtype, monkeypatch):
+    graph_module, plan = planned(nets.sparsify(build(), density=0.3).to(dtype))
+    alone = nets.state_of(apply_plan(graph_module, plan))
+    monkeypatch.setattr(prune, 'WORTH_A_THREAD', 0)
+    for _ in range(5):
+        together = nets.state_of(apply_plan(graph_module, plan))
+        assert nets.same_state(alone, together)
+        assert {tensor.dtype for tensor in together.values() if tensor.is_floating_point()} == {dtype}
+
+
 @pytest.mark.parametrize('name, change', [('keep_outputs', (0, 8)), ('keep_inputs', (0, 1, -1))])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_a_plan_with_channels_that_do_not_exist_is_refused(name, change, dtype):
+@pytest.mark.parametrize('num_bytes', [0, prune.WORTH_A_THREAD])
+def test_a_plan_with_channels_that_do_not_exist_is_refused(name, change, dtype, num_bytes, monkeypatch):
+    monkeypatch.setattr(prune, 'WORTH_A_THREAD', num_bytes)
     graph_module, plan = planned(nets.sparsify(nets.VGG()).to(dtype))
     with pytest.raises(IndexError):
         apply_plan(graph_module, RemovalPlan((dataclasses.replace(plan.layers[0], **{name: change}),)))
@@ -107,7 +121,7 @@ def test_without_a_compiler_the_same_model_is_made(build, density, monkeypatch):
     model = nets.sparsify(build(), density=density)
     graph_module, plan = planned(model)
     small = apply_plan(graph_module, plan)
-    monkeypatch.setattr(layers, 'functions_for', lambda dtype: None)
+    monkeypatch.setattr(facts, 'functions_for', lambda dtype: None)
     _, by_numpy = planned(model)
     assert plan.num_removed > 0 and all(
         (own.keep_outputs, own.keep_inputs, own.removed) == (other.keep_outputs, other.keep_inputs, other.removed)
