@@ -91,7 +91,8 @@ def _dependent_on_input(flow: Flow) -> set[fx.Node]:
 
 def _read_backwards(found: dict[fx.Node, rules.Rule], values: dict[fx.Node, rules.Value]) -> tuple[dict, dict, dict]:
     """Node -> does anything read this channel? (C,); node -> and does it vary? (C,); node -> what it reads."""
-    read = {node: np.full(len(values[node]), rule.is_pinned) for node, rule in found.items()}
+    read = {node: (np.ones if rule.is_pinned else np.zeros)(len(values[node]), dtype=bool)
+            for node, rule in found.items()}
     varies: dict[fx.Node, np.ndarray] = {}
     needs: dict[fx.Node, list[np.ndarray]] = {}
     for node, rule in reversed(found.items()):

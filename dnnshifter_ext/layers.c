@@ -181,12 +181,12 @@ void reads(const layer *l, const uint8_t *outputs_O, uint8_t *reads_I) {
 }
 
 /* cut_I: zeros before. */
-void cut(const layer *l, const uint8_t *outputs_O, const uint8_t *shown_I, uint8_t *cut_I) {
+void cut(const layer *l, const uint8_t *outputs_O, const double *constants_I, uint8_t *cut_I) {
     for (int64_t o = 0; o < l->outputs; o++)
         if (outputs_O[o]) {
             int64_t first = first_input(l, o);
             FOR_EACH(c, l, o)
-                if (shown_I[first + c] && !cut_I[first + c])
+                if (constants_I[first + c] != 0 && !cut_I[first + c])
                     cut_I[first + c] = meets_padding(l, kernel(l, o, c));
         }
 }

@@ -93,11 +93,14 @@ class LayerFacts:
         reads_GC[self._group(outputs[row_N]), column_N] = True
         return reads_GC.reshape(-1)
 
-    def cut(self, varies_O: np.ndarray, shown_I: np.ndarray) -> np.ndarray:
-        """Inputs, of the constant ones other than zero, that such an output sees beside the zero padding, (I,)."""
+    def cut(self, varies_O: np.ndarray, constants_I: np.ndarray) -> np.ndarray:
+        """Inputs whose constant is not zero and that such an output sees beside the zero padding, (I,).
+
+        constants_I: 0 where they vary.
+        """
         cut_I = np.zeros(self.num_inputs, dtype=bool)
-        if self._is_padded and shown_I.any():
-            cut_I[self._beside_padding(varies_O, shown_I).input_N] = True
+        if self._is_padded and constants_I.any():
+            cut_I[self._beside_padding(varies_O, constants_I != 0).input_N] = True
         return cut_I
 
     def kernels(self, outputs_O: np.ndarray, inputs_I: np.ndarray) -> Kernels:

@@ -37,10 +37,10 @@ class LayerFactsInC(LayerFacts):
         self._call('reads', _mask(varies_O), reads_I)
         return reads_I
 
-    def cut(self, varies_O: np.ndarray, shown_I: np.ndarray) -> np.ndarray:
+    def cut(self, varies_O: np.ndarray, constants_I: np.ndarray) -> np.ndarray:
         cut_I = np.zeros(self.num_inputs, dtype=bool)
-        if self._is_padded and shown_I.any():
-            self._call('cut', _mask(varies_O), _mask(shown_I), cut_I)
+        if self._is_padded and constants_I.any():
+            self._call('cut', _mask(varies_O), _numbers(constants_I), cut_I)
         return cut_I
 
     def sums(self, outputs_O: np.ndarray, constants_I: np.ndarray) -> np.ndarray:

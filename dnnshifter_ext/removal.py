@@ -139,7 +139,7 @@ def _worth_reading(flow: Flow, layer: rules.Layer, keep_I: np.ndarray, cut_I: np
 
 def _cut(flow: Flow, layer: rules.Layer) -> np.ndarray:
     """Constants that the layer's zero padding would show to be gone, (I,)."""
-    return layer.facts.cut(flow.varies[layer.node], flow.values[layer.sources[0]].constants != 0)
+    return layer.facts.cut(flow.varies[layer.node], flow.values[layer.sources[0]].constants)
 
 
 def _largest(value: rules.Value, among: np.ndarray) -> int:

@@ -44,7 +44,7 @@ class Ids:
         return tuple(np.concatenate(part) for part in zip(*self._joined))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Value:
     """The channels of a tensor: whether each is constant, and its constant.
 

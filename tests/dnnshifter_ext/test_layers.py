@@ -75,7 +75,7 @@ def test_compiled_loops_answer_as_numpy_does(layer, dtype, seed):
     assert np.array_equal(constant_O, expected_O)
     assert np.allclose(constants_O[constant_O], expected[constant_O], rtol=1e-12, atol=1e-12)
     assert np.array_equal(compiled.reads(some_O), plain.reads(some_O))
-    assert np.array_equal(compiled.cut(some_O, some_I), plain.cut(some_O, some_I))
+    assert np.array_equal(compiled.cut(some_O, constants_I), plain.cut(some_O, constants_I))
     assert np.allclose(compiled.sums(some_O, constants_I), plain.sums(some_O, constants_I), rtol=1e-12, atol=1e-12)
 
     outputs, scale_O = some_O.nonzero()[0], generator.normal(size=len(some_O)) * (generator.random(len(some_O)) < 0.8)
