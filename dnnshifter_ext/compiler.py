@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 import hashlib
 import os
 from pathlib import Path
@@ -66,5 +67,7 @@ def _processor() -> str:
         return ' '.join(platform.uname())
 
 
+@cache
 def _say(message: str) -> None:
+    """Once in a process."""
     print(f'dnnshifter: {message}', file=sys.stderr, flush=True)

@@ -112,8 +112,9 @@ class FillingInC(ctypes.Structure):
 @cache
 def functions_for(dtype: np.dtype) -> ctypes.CDLL | None:
     """Those of layers.c, compiled now if they never were on this machine (0.2 s); None without a C compiler."""
-    path = compiler.compile_once(SOURCE, f"the converter's loops for {dtype}", 'they run on numpy, at half the speed',
-                                 *(('-DFLOAT64',) if dtype == np.float64 else ()))
+    options = ('-DFLOAT64',) if dtype == np.float64 else ()
+    path = compiler.compile_once(SOURCE, f"the converter's loops for {dtype}",
+                                 'models are converted with numpy, at half the speed', *options)
     if path is None:
         return None
     functions, size, pointer = ctypes.CDLL(path), ctypes.c_int64, ctypes.c_void_p
