@@ -37,13 +37,13 @@ class Memory:
         return part.view(dtype).reshape(shape)
 
 
-def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan,
-               facts: Facts | None = None) -> fx.GraphModule:
+def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan, facts: Facts | None = None) -> fx.GraphModule:
     """A new, smaller model, batch norms fused, that computes what `graph_module` (untouched) computes.
 
     facts: about its weights, where they were found before, for the plan.
     The sums of folded and merged constants and the new biases are taken in float64 and stored in the layer's own type.
-    Raises ValueError when the plan was made for a model of other layers or sizes.
+    Raises ValueError when the plan was made for a model of other layers or sizes, IndexError when it names channels that
+    a layer has not.
     """
     facts = Facts(graph_module) if facts is None else facts
     _check(plan, facts.layers)
