@@ -42,8 +42,8 @@ def apply_plan(graph_module: fx.GraphModule, plan: RemovalPlan, facts: Facts | N
 
     facts: about its weights, where they were found before, for the plan.
     The sums of folded and merged constants and the new biases are taken in float64 and stored in the layer's own type.
-    Raises ValueError when the plan was made for a model of other layers or sizes, IndexError when it names channels that
-    a layer has not.
+    Raises ValueError when the plan was made for a model of other layers or sizes, IndexError when it names channels
+    that a layer has not.
     """
     facts = Facts(graph_module) if facts is None else facts
     _check(plan, facts.layers)
