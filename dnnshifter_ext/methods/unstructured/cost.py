@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import gc
 import time
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ class Cost:
 def measured(work: Callable[[], Result], device: torch.device) -> tuple[Result, Cost]:
     """The result of work() on a device, and what it cost."""
     on_gpu = device.type == 'cuda'
+    gc.collect()  # garbage that is freed meanwhile would hide what the work needs
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

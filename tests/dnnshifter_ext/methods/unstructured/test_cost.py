@@ -1,5 +1,6 @@
 """What a piece of work costs."""
 
+import gc
 import time
 
 import pytest
@@ -29,6 +30,18 @@ def test_seconds_and_the_most_memory_beyond_what_was_in_use():
 def test_an_earlier_peak_does_not_count():
     float(torch.ones(32_000_000).sum())
     assert cost.measured(lambda: None, CPU)[1].peak_memory_bytes < 20e6
+
+
+def test_garbage_of_before_hides_nothing():
+    cycle = [torch.ones(32_000_000)]
+    cycle.append(cycle)
+    del cycle
+
+    def work():
+        gc.collect()  # as may happen at any time
+        return float(torch.ones(16_000_000).sum())
+
+    assert 60e6 < cost.measured(work, CPU)[1].peak_memory_bytes < 90e6
 
 
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
