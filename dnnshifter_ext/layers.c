@@ -32,8 +32,7 @@ typedef struct {
     const number *weights;                                   /* (O, C, K) */
     const uint8_t *on_padding;                               /* (K) can the tap fall on zero padding? */
     uint64_t *reads;                                         /* (O, words) one bit per column: a non-zero weight? */
-    uint8_t *reads_any;                                      /* (O) */
-    _Atomic int64_t state;                                   /* of the last two */
+    _Atomic int64_t state;                                   /* of `reads` */
 } layer;
 
 static int64_t words(const layer *l) {
@@ -54,13 +53,9 @@ static const number *kernel(const layer *l, int64_t output, int64_t column) {
     return l->weights + (output * l->columns + column) * l->taps;
 }
 
-static int64_t group(const layer *l, int64_t output) {
-    return output * l->groups / l->outputs;
-}
-
 /* The first input of the output's group. */
 static int64_t first_input(const layer *l, int64_t output) {
-    return l->columns * group(l, output);
+    return l->columns * (output * l->groups / l->outputs);
 }
 
 /* ---- which kernels have a non-zero weight ------------------------------------------------------------------------ */
@@ -87,8 +82,7 @@ static uint64_t packed(const uint8_t flags[64]) {
 }
 
 static void read_all(layer *l) {
-    for (int64_t o = 0; o < l->outputs; o++) {
-        uint64_t any = 0;
+    for (int64_t o = 0; o < l->outputs; o++)
         for (int64_t w = 0; w < words(l); w++) {
             uint8_t flags[64] = {0};
             int64_t first = 64 * w, num = l->columns - first < 64 ? l->columns - first : 64;
@@ -98,13 +92,11 @@ static void read_all(layer *l) {
                 case 9: find_with(weights, num, 9, flags); break;
                 default: find_with(weights, num, l->taps, flags);
             }
-            any |= l->reads[o * words(l) + w] = packed(flags);
+            l->reads[o * words(l) + w] = packed(flags);
         }
-        l->reads_any[o] = any != 0;
-    }
 }
 
-/* Fills `reads` and `reads_any`, once: other threads that want them wait. */
+/* Fills `reads`, once: other threads that want it wait. */
 void find(layer *l) {
     int64_t expected = UNREAD;
     if (atomic_compare_exchange_strong(&l->state, &expected, BEING_READ)) {

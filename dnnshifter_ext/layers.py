@@ -66,13 +66,17 @@ class LayerFacts:
         self.num_inputs = self.num_columns * self.groups
         self.num_taps = math.prod(module.weight.shape[2:])
 
+    def biases(self) -> np.ndarray:
+        """(O,) in float64, zeros where the layer has none; the caller's own."""
+        return np.zeros(self.num_outputs) if self.module.bias is None else numbers(self.module.bias).copy()
+
     def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which outputs are constant, and what they are then, before any activation: two of (O,), float64.
 
         constants_I: of the inputs, in float64, and 0 where they vary.
         """
         constant_O = ~self.reads_any_O
-        constants_O = np.zeros(self.num_outputs) if self.module.bias is None else numbers(self.module.bias)
+        constants_O = self.biases()
         if constant_I.any():
             live = self.reads_any_O.nonzero()[0]
             constant_O[live] = ~(self._reads_OC[live] & self._by_output(~constant_I, live)).any(1)
@@ -126,9 +130,7 @@ class LayerFacts:
         narrow_NK = filling.narrow_OCK.reshape(-1, self.num_taps)
         narrow_NK[reads_N] = self.weights_NK[chosen_N[reads_N]] * scale_N[reads_N, None]
         if ratio_I is not None:
-            is_chosen_O = np.zeros(self.num_outputs, dtype=bool)
-            is_chosen_O[outputs] = True
-            kernels = self.kernels(is_chosen_O & (scale_O != 0), ratio_I != 0)
+            kernels = self.kernels(mask_of(outputs, self.num_outputs) & (scale_O != 0), ratio_I != 0)
             factor_N = ratio_I[kernels.input_N] * scale_O[kernels.output_N]
             # Output by output, as the kernels are: a product with a matrix of one factor per kernel.
             first_O = np.searchsorted(kernels.output_N, np.append(outputs, self.num_outputs))
@@ -182,6 +184,13 @@ def _any_in_each(true_NK: np.ndarray) -> np.ndarray:
         width *= 2
     begins_N = any_in_width[::num_taps]
     return begins_N if width == num_taps else begins_N | any_in_width[num_taps - width::num_taps]
+
+
+def mask_of(indices: np.ndarray, num: int) -> np.ndarray:
+    """True at these indices, (num,)."""
+    mask = np.zeros(num, dtype=bool)
+    mask[indices] = True
+    return mask
 
 
 def taps_on_padding(module: nn.Module) -> np.ndarray:

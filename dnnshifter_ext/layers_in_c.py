@@ -13,7 +13,6 @@ import numpy as np
 from torch import nn
 
 from dnnshifter_ext import compiler
-from dnnshifter_ext.fuse import numbers
 from dnnshifter_ext.layers import Filling, LayerFacts, taps_on_padding
 
 SOURCE = Path(__file__).with_name('layers.c')
@@ -28,7 +27,7 @@ class LayerFactsInC(LayerFacts):
 
     def constants(self, constant_I: np.ndarray, constants_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         constant_O = np.empty(self.num_outputs, dtype=bool)
-        constants_O = np.zeros(self.num_outputs) if self.module.bias is None else numbers(self.module.bias).copy()
+        constants_O = self.biases()
         self._call('constants', _mask(constant_I), _numbers(constants_I), constant_O, constants_O)
         return constant_O, constants_O
 
@@ -50,7 +49,7 @@ class LayerFactsInC(LayerFacts):
 
     @property
     def reads_any_O(self) -> np.ndarray:
-        return self._found.reads_any_O
+        return self._found.reads_OW.any(1)
 
     @property
     def _reads_OC(self) -> np.ndarray:
@@ -80,16 +79,15 @@ class LayerInC(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ('outputs', 'columns', 'groups', 'taps')),
-        *((name, ctypes.c_void_p) for name in ('weights', 'on_padding', 'reads', 'reads_any')),
+        *((name, ctypes.c_void_p) for name in ('weights', 'on_padding', 'reads')),
         ('state', ctypes.c_int64)]
 
     def __init__(self, facts: LayerFacts) -> None:
         self.weights_NK, self.on_padding_K = facts.weights_NK, taps_on_padding(facts.module)
         self.reads_OW = np.empty((facts.num_outputs, -(-facts.num_columns // 64)), dtype=np.uint64)
-        self.reads_any_O = np.empty(facts.num_outputs, dtype=bool)
         super().__init__(
             facts.num_outputs, facts.num_columns, facts.groups, facts.num_taps,
-            *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OW, self.reads_any_O)))
+            *(array.ctypes.data for array in (self.weights_NK, self.on_padding_K, self.reads_OW)))
 
 
 class FillingInC(ctypes.Structure):

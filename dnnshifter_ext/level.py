@@ -116,8 +116,9 @@ def _naming(level: int, location: str) -> Iterator[None]:
 def _num_params_by_the_paper(model: nn.Module, inputs: torch.Tensor) -> int:
     """What the published rule would store (at other outputs than the sparse model's)."""
     captured = capture(model)
-    plan = plan_removal(structure_of(captured, trace_shapes(captured, [inputs[:1]])), mode='paper')
-    return sum(p.numel() for p in apply_plan(captured, plan).parameters())
+    structure = structure_of(captured, trace_shapes(captured, [inputs[:1]]))
+    plan = plan_removal(structure, mode='paper')
+    return sum(p.numel() for p in apply_plan(captured, plan, structure.facts).parameters())
 
 
 def _summary_of_level(level: int, mask: Mask, conversion: Conversion, profiles: dict[str, Profile]) -> dict:

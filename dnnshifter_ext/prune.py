@@ -13,9 +13,9 @@ from torch import fx, nn
 
 from dnnshifter_ext import ops
 from dnnshifter_ext.facts import Facts, Fillings
-from dnnshifter_ext.fuse import copy_without, fused_layer, numbers
+from dnnshifter_ext.fuse import copy_without, fused_layer
 from dnnshifter_ext.graph import rebuild
-from dnnshifter_ext.layers import Filling, LayerFacts
+from dnnshifter_ext.layers import Filling, LayerFacts, mask_of
 from dnnshifter_ext.plan import Constants, LayerPlan, RemovalPlan
 from dnnshifter_ext.rewire import rewire
 
@@ -113,9 +113,9 @@ def narrow_layer(facts: LayerFacts, plan: LayerPlan, norm: tuple[np.ndarray, np.
     module, num_outputs = facts.module, facts.num_outputs
     outputs, columns = (np.array(kept, dtype=np.int64) for kept in (plan.keep_outputs, plan.keep_inputs))
     scale_O, shift_O = (np.ones(num_outputs), np.zeros(num_outputs)) if norm is None else norm
-    bias_O = np.zeros(num_outputs) if module.bias is None else numbers(module.bias).copy()
+    bias_O = facts.biases()
     if plan.folded.channels:
-        bias_O += facts.sums(_mask(outputs, num_outputs), _spread(plan.folded, facts.num_inputs))
+        bias_O += facts.sums(mask_of(outputs, num_outputs), _spread(plan.folded, facts.num_inputs))
     scale_of_weights_O = scale_O
     if plan.emptied.channels:
         emptied = list(plan.emptied.channels)
@@ -132,12 +132,6 @@ def narrow_layer(facts: LayerFacts, plan: LayerPlan, norm: tuple[np.ndarray, np.
     weight = weight.to(module.weight)
     bias = torch.from_numpy((bias_O * scale_O + shift_O)[outputs]).to(weight) if needs_bias else None
     return ops.with_tensors(module, weight, bias), filling
-
-
-def _mask(channels: np.ndarray, num: int) -> np.ndarray:
-    mask = np.zeros(num, dtype=bool)
-    mask[channels] = True
-    return mask
 
 
 def _spread(constants: Constants, num: int) -> np.ndarray:

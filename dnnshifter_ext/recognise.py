@@ -47,7 +47,7 @@ class _Recogniser:
     def __init__(self, graph_module: fx.GraphModule, shapes: dict[fx.Node, torch.Size],
                  facts: Facts) -> None:
         self.graph_module, self.facts = graph_module, facts
-        self.modules = dict(graph_module.named_modules(remove_duplicate=False))
+        self.modules = facts.modules
         self.shapes = shapes
         self.calls = single_calls(graph_module)
         self.rules: dict[fx.Node, rules.Rule] = {}

@@ -32,7 +32,7 @@ from dnnshifter_ext.flow import Flow, analyse, with_branches
 from dnnshifter_ext.index_maps import find_branches, gathers
 from dnnshifter_ext.plan import Constants, LayerPlan, NodePlan, RemovalPlan, Removed, indices
 from dnnshifter_ext.recognise import is_split
-from dnnshifter_ext.structure import Structure, mapped
+from dnnshifter_ext.structure import Structure, distinct, mapped
 
 
 def plan_removal(structure: Structure, *, mode: str = 'exact', round_to: int = 1) -> RemovalPlan:
@@ -116,7 +116,7 @@ def _round_up(flow: Flow, keep_S: np.ndarray, round_to: int) -> None:
 
 def _keep_one_of_each(flow: Flow, keep_S: np.ndarray) -> None:
     """No value is left without channels. (Keeping a strand can only add channels elsewhere, so one pass is enough.)"""
-    for strands_C in {id(strands_C): strands_C for strands_C in flow.strands.values()}.values():
+    for strands_C in distinct(flow.strands):
         if len(strands_C) and not keep_S[strands_C].any():
             keep_S[strands_C[0]] = True
 

@@ -69,6 +69,10 @@ def mapped(
     arrays: dict[fx.Node, np.ndarray], function: Callable[[np.ndarray], np.ndarray],
 ) -> dict[fx.Node, np.ndarray]:
     """`function` of each array, once where many nodes have the same: a batch norm's channels are those of its layer."""
-    distinct = {id(array): array for array in arrays.values()}
-    results = {key: function(array) for key, array in distinct.items()}
+    results = {id(array): function(array) for array in distinct(arrays)}
     return {node: results[id(array)] for node, array in arrays.items()}
+
+
+def distinct(arrays: dict[fx.Node, np.ndarray]) -> list[np.ndarray]:
+    """Each array once, in the order of the graph."""
+    return list({id(array): array for array in arrays.values()}.values())
