@@ -14,12 +14,13 @@ been converted to load all code. Latency: models run in turn.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 import contextlib
 import copy
 import ctypes
 from dataclasses import asdict, dataclass
+from functools import partial
 import gc
 import importlib.metadata
 import multiprocessing
@@ -39,6 +40,7 @@ import dnnshifter_ext
 from dnnshifter_ext.backends import BACKENDS
 from dnnshifter_ext.costs import size_bytes
 from dnnshifter_ext.graph import capture, trace_shapes
+from dnnshifter_ext.methods.unstructured import cost
 from dnnshifter_ext.profiler import Latency, compare_latency
 from dnnshifter_ext.prune import apply_plan
 from dnnshifter_ext.removal import plan_removal
@@ -195,7 +197,8 @@ def measure_memory_here(checkpoint: Checkpoint) -> Memory:
     dnnshifter_ext.convert(SMALL.load(), SMALL.inputs(NUM_EXAMPLES))  # loads all code
     model, inputs = checkpoint.load(), checkpoint.inputs(NUM_EXAMPLES)
     return Memory(size_bytes(model), *(
-        max(_peak_bytes(conversion, model, inputs) for _ in range(MEMORY_RUNS))
+        max(cost.measured(partial(conversion, model, inputs), torch.device('cpu'))[1].peak_memory_bytes
+            for _ in range(MEMORY_RUNS))
         for conversion in (_convert_without_proof, dnnshifter_ext.convert)))
 
 
@@ -204,26 +207,11 @@ def _give_back_freed_memory() -> None:
     ctypes.CDLL(None).mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 16)
 
 
-def _peak_bytes(conversion: Callable, model: nn.Module, inputs: torch.Tensor) -> int:
-    """How far the resident set rises above what it is before."""
-    gc.collect()
-    # What was freed but not given back would be used again without a trace.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-    before = _status_bytes('VmRSS')
-    conversion(model, inputs)
-    return _status_bytes('VmHWM') - before
-
-
 def _convert_without_proof(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
     """The steps of `dnnshifter_ext.convert` but the last."""
     captured = capture(model)
     structure = structure_of(captured, trace_shapes(captured, [inputs[:1]]))
     return apply_plan(captured, plan_removal(structure), structure.facts)
-
-
-def _status_bytes(field: str) -> int:
-    return int(re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)[1]) * 1024
 
 
 def report(result: Result) -> str:
