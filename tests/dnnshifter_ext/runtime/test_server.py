@@ -194,7 +194,7 @@ def test_four_times_the_capacity_every_accepted_query_is_answered_and_others_are
     refused = [retry_after for status, retry_after, _ in responses if status == 429]
     assert len(answered) + len(refused) == len(responses)
     assert len(answered) == stats.num_answered - already.num_answered
-    assert len(refused) == stats.num_refused - already.num_refused > len(responses) / 2
+    assert len(refused) == stats.num_refused - already.num_refused > 0  # how many depends on the client's speed too
     assert set(refused) == {'1'}
     expected = portfolios.expected(BATCH)['middle']
     assert all(portfolios.is_close(server.batch_from_npy(content), expected) for content in answered)
