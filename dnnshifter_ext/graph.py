@@ -26,8 +26,12 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in ops.MODULE_ARGUMENTS or super().is_leaf_module(m, module_qualified_name)
 
+    def trace(self, root: nn.Module, concrete_args: dict | None = None) -> fx.Graph:
+        self._own_modules = set(root.modules())
+        return super().trace(root, concrete_args)
+
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        if not any(m is module for module in self.root.modules()):
+        if m not in self._own_modules:
             return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)

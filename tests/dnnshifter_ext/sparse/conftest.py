@@ -1,17 +1,10 @@
-"""Fixtures for the tests of hybrid execution: the kernels are compiled once, into a folder of the tests."""
+"""Fixtures for the tests of hybrid execution: with the compiled kernels and without."""
 
-import os
 from unittest import mock
 
 import pytest
 
 from dnnshifter_ext.sparse import library
-
-
-@pytest.fixture(scope='session', autouse=True)
-def loaded(tmp_path_factory):
-    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(tmp_path_factory.mktemp('cache'))):
-        return library.load()
 
 
 @pytest.fixture(params=['compiled', 'scipy'])
