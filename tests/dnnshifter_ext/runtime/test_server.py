@@ -170,7 +170,7 @@ async def overload(address, door, seconds, qps):
             await asyncio.sleep(max(0.0, begin_s + number / qps - time.monotonic()))
             tasks.append(asyncio.create_task(post(client)))
             most = max(most, door.num_inside)
-            if number % 50 == 0:
+            if number % 10 == 0:
                 asked_s = time.monotonic()
                 assert (await client.get('/healthz')).status_code == 200
                 healthz_s.append(time.monotonic() - asked_s)
@@ -182,11 +182,17 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-@pytest.mark.parametrize('seconds', [2, pytest.param(60, marks=pytest.mark.full)])
+class Slower(serving.Slow):
+    """So slow that the client can ask four times as much of it, even on a busy machine."""
+
+    delay_s = 0.2
+
+
+@pytest.mark.parametrize('seconds', [4, pytest.param(60, marks=pytest.mark.full)])
 def test_four_times_the_capacity_every_accepted_query_is_answered_and_others_are_refused(loopback, seconds):
-    capacity_qps = 2 / serving.Slow.delay_s
-    with serving.running(kind=serving.Slow, queue=8, threads=2) as (address, _, door):
-        asyncio.run(overload(address, door, 0.2, 4 * capacity_qps))  # allocates what it needs
+    capacity_qps = 2 / Slower.delay_s
+    with serving.running(kind=Slower, queue=8, threads=2) as (address, _, door):
+        asyncio.run(overload(address, door, 1, 4 * capacity_qps))  # allocates what it needs
         before, already = resident_bytes(), door.stats()
         responses, most, healthz_s = asyncio.run(overload(address, door, seconds, 4 * capacity_qps))
         grown, stats = resident_bytes() - before, door.stats()
@@ -194,7 +200,7 @@ def test_four_times_the_capacity_every_accepted_query_is_answered_and_others_are
     refused = [retry_after for status, retry_after, _ in responses if status == 429]
     assert len(answered) + len(refused) == len(responses)
     assert len(answered) == stats.num_answered - already.num_answered
-    assert len(refused) == stats.num_refused - already.num_refused > 0  # how many depends on the client's speed too
+    assert len(refused) == stats.num_refused - already.num_refused > len(responses) / 2
     assert set(refused) == {'1'}
     expected = portfolios.expected(BATCH)['middle']
     assert all(portfolios.is_close(server.batch_from_npy(content), expected) for content in answered)
